@@ -1,0 +1,252 @@
+"""The table of architectures: for each torchvision family, its stages from stem to head.
+
+Depth 0 is the stem, the last depth the head, and the stages between stand in the order in which data flows. A stage is
+a line of module (or parameter) paths, where
+
+    layer1              is that module
+    features[2:5]       is the children 2, 3 and 4 of `features`, by position
+    encoder.layers.*    is one stage for each child; what follows on the line joins the last of them
+
+The granularity follows Bao et al. 2022 (BEiT) for transformers, one depth per block, and resolution stages for CNNs.
+A module outside every line holds neither parameters nor state; a test walks all 80 models to see that.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from finetune.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Family:
+    """What one family of models has in common; a row of the table."""
+
+    models: str
+    """torchvision's names, separated by blanks."""
+    stages: tuple[str, ...]
+    """One line per depth, stem first, head last."""
+    head: str
+    """The path of the layer that makes the logits."""
+    first: str
+    """The path of the first convolution."""
+    aux: tuple[str, ...] = ()
+    """The last layers of auxiliary heads."""
+    aux_weight: float = 0.0
+    """The weight of each auxiliary loss, as the architecture's paper sets it."""
+    after_head: str = ""
+    """An activation behind the head, replaced by the identity: through it a new head can die at once."""
+    size_argument: str = ""
+    """The constructor's argument for the input size, where the architecture is built for one size."""
+    options: tuple[tuple[str, Any], ...] = ()
+    """Constructor arguments that this project always gives."""
+    pretrained_options: tuple[tuple[str, Any], ...] = ()
+    """Further ones for a net that starts from torchvision's weights, which were trained with them."""
+    renamed_keys: tuple[str, str] | None = None
+    """A (pattern, replacement) that brings keys of published files up to date."""
+
+
+def _blocks(*starts: int) -> tuple[str, ...]:
+    """Stages that begin at these positions of `features`."""
+    return tuple(f"features[{a}:{b}]" for a, b in zip(starts, (*starts[1:], ""), strict=True))
+
+
+def _vgg(models: str, *starts: int) -> Family:
+    """VGG: five blocks of convolutions and three linear layers."""
+    stages = (*_blocks(*starts), "classifier.0", "classifier[1:4]", "classifier[4:]")
+    return Family(models, stages, "classifier.6", "features.0")
+
+
+def _mobilenet_v3(models: str, *starts: int) -> Family:
+    return Family(models, (*_blocks(*starts), "classifier.0", "classifier[1:]"), "classifier.3", "features.0.0")
+
+
+# fmt: off
+FAMILIES = (
+    Family(
+        "resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d resnext101_32x8d resnext101_64x4d "
+        "wide_resnet50_2 wide_resnet101_2",
+        ("conv1 bn1", "layer1", "layer2", "layer3", "layer4", "fc"),
+        "fc", "conv1",
+    ),
+    Family(
+        "regnet_x_400mf regnet_x_800mf regnet_x_1_6gf regnet_x_3_2gf regnet_x_8gf regnet_x_16gf regnet_x_32gf "
+        "regnet_y_400mf regnet_y_800mf regnet_y_1_6gf regnet_y_3_2gf regnet_y_8gf regnet_y_16gf regnet_y_32gf "
+        "regnet_y_128gf",
+        ("stem", "trunk_output.*", "fc"),
+        "fc", "stem.0",
+    ),
+    Family(
+        "alexnet",
+        ("features[0:3]", "features[3:6]", "features[6:8]", "features[8:10]", "features[10:]", "classifier[0:2]",
+         "classifier[2:5]", "classifier[5:]"),
+        "classifier.6", "features.0",
+    ),
+    _vgg("vgg11", 0, 3, 6, 11, 16),
+    _vgg("vgg11_bn", 0, 4, 8, 15, 22),
+    _vgg("vgg13", 0, 5, 10, 15, 20),
+    _vgg("vgg13_bn", 0, 7, 14, 21, 28),
+    _vgg("vgg16", 0, 5, 10, 17, 24),
+    _vgg("vgg16_bn", 0, 7, 14, 24, 34),
+    _vgg("vgg19", 0, 5, 10, 19, 28),
+    _vgg("vgg19_bn", 0, 7, 14, 27, 40),
+    Family(
+        "squeezenet1_0",
+        ("features[0:3]", "features[3:7]", "features[7:12]", "features[12:]", "classifier"),
+        "classifier.1", "features.0",
+        after_head="classifier.2",
+    ),
+    Family(
+        "squeezenet1_1",
+        ("features[0:3]", "features[3:6]", "features[6:9]", "features[9:]", "classifier"),
+        "classifier.1", "features.0",
+        after_head="classifier.2",
+    ),
+    Family(
+        "densenet121 densenet161 densenet169 densenet201",
+        ("features.conv0 features.norm0", "features.denseblock1 features.transition1",
+         "features.denseblock2 features.transition2", "features.denseblock3 features.transition3",
+         "features.denseblock4 features.norm5", "classifier"),
+        "classifier", "features.conv0",
+        renamed_keys=(r"(\.denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2"),
+    ),
+    Family(
+        "googlenet",
+        ("conv1 conv2 conv3", "inception3a inception3b",
+         "inception4a inception4b inception4c inception4d inception4e", "inception5a inception5b",
+         "dropout fc aux1 aux2"),
+        "fc", "conv1.conv",
+        aux=("aux1.fc2", "aux2.fc2"), aux_weight=0.3, options=(("aux_logits", True),),
+        pretrained_options=(("transform_input", True), ("init_weights", False)),
+    ),
+    Family(
+        "inception_v3",
+        ("Conv2d_1a_3x3 Conv2d_2a_3x3 Conv2d_2b_3x3", "Conv2d_3b_1x1 Conv2d_4a_3x3", "Mixed_5b Mixed_5c Mixed_5d",
+         "Mixed_6a Mixed_6b Mixed_6c Mixed_6d Mixed_6e", "Mixed_7a Mixed_7b Mixed_7c", "dropout fc AuxLogits"),
+        "fc", "Conv2d_1a_3x3.conv",
+        aux=("AuxLogits.fc",), aux_weight=0.4, options=(("aux_logits", True),),
+        pretrained_options=(("transform_input", True), ("init_weights", False)),
+    ),
+    Family(
+        "mobilenet_v2",
+        ("features[0:2]", "features[2:4]", "features[4:7]", "features[7:14]", "features[14:18]", "features.18",
+         "classifier"),
+        "classifier.1", "features.0.0",
+    ),
+    _mobilenet_v3("mobilenet_v3_large", 0, 2, 4, 7, 13, 16),
+    _mobilenet_v3("mobilenet_v3_small", 0, 1, 2, 4, 9, 12),
+    Family(
+        "mnasnet0_5 mnasnet0_75 mnasnet1_0 mnasnet1_3",
+        ("layers[0:8]", "layers.8", "layers.9", "layers[10:12]", "layers[12:14]", "layers[14:]", "classifier"),
+        "classifier.1", "layers.0",
+    ),
+    Family(
+        "shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0",
+        ("conv1", "stage2", "stage3", "stage4", "conv5", "fc"),
+        "fc", "conv1.0",
+    ),
+    Family(
+        "efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4 efficientnet_b5 "
+        "efficientnet_b6 efficientnet_b7 efficientnet_v2_s efficientnet_v2_m efficientnet_v2_l",
+        ("features.*", "classifier"),
+        "classifier.1", "features.0.0",
+    ),
+    Family(
+        "convnext_tiny convnext_small convnext_base convnext_large",
+        ("features.0", "features.1", "features[2:4]", "features[4:6]", "features[6:8] classifier.0", "classifier.2"),
+        "classifier.2", "features.0.0",
+    ),
+    Family(
+        "swin_t swin_s swin_b swin_v2_t swin_v2_s swin_v2_b",
+        ("features.0", "features.1", "features[2:4]", "features[4:6]", "features[6:8] norm", "head"),
+        "head", "features.0.0",
+    ),
+    Family(
+        "vit_b_16 vit_b_32 vit_l_16 vit_l_32 vit_h_14",
+        ("conv_proj class_token encoder.pos_embedding encoder.dropout", "encoder.layers.* encoder.ln", "heads"),
+        "heads.head", "conv_proj",
+        size_argument="image_size",
+    ),
+    Family(
+        "maxvit_t",
+        ("stem", "blocks.*", "classifier[:5]", "classifier.5"),
+        "classifier.5", "stem.0.0",
+        size_argument="input_size",
+    ),
+)
+# fmt: on
+
+BY_NAME = {name: family for family in FAMILIES for name in family.models.split()}
+
+
+def find(name: str) -> Family:
+    """The family of a torchvision model; a wrong name is a `UserError` with the nearest ones."""
+    if name not in BY_NAME:
+        raise unknown("model", name, BY_NAME)
+    return BY_NAME[name]
+
+
+def stages(model: nn.Module, family: Family) -> list[list[str]]:
+    """The paths of modules (and of parameters that belong to no smaller module) at each depth, stem first."""
+    depths: list[list[str]] = []
+    for line in family.stages:
+        depths.append([])
+        for token in line.split():
+            if token.endswith(".*"):
+                path = token.removesuffix(".*")
+                depths[-1:] = [[f"{path}.{child}"] for child, _ in model.get_submodule(path).named_children()]
+            elif sliced := re.fullmatch(r"(.+)\[(\d*):(\d*)\]", token):
+                path, start, stop = sliced.groups()
+                children = [child for child, _ in model.get_submodule(path).named_children()]
+                depths[-1] += [f"{path}.{c}" for c in children[int(start or 0) : int(stop) if stop else None]]
+            else:
+                depths[-1].append(token)
+    return depths
+
+
+def parameter_depths(model: nn.Module, depths: list[list[str]]) -> dict[str, int]:
+    """The depth of every parameter and buffer, by name. Raises `AssertionError` where one has none, or two."""
+    of_path = {path: depth for depth, paths in enumerate(depths) for path in paths}
+    names = [name for name, _ in [*model.named_parameters(), *model.named_buffers()]]
+    found = {}
+    for name in names:
+        parts = name.split(".")
+        hits = [of_path[p] for p in (".".join(parts[:k]) for k in range(1, len(parts) + 1)) if p in of_path]
+        assert len(hits) == 1, f"{name} lies at {len(hits)} depths"
+        found[name] = hits[0]
+    return found
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """The evaluation transform as plain numbers: resize the short side, crop the centre, normalise."""
+
+    resize: int
+    """Pixels of the shorter side."""
+    crop: int
+    """Pixels of each side of the central square: the net's input size."""
+    interpolation: str
+    """`bilinear` or `bicubic`."""
+    mean: tuple[float, ...]
+    """Per channel, of values in [0, 1]."""
+    std: tuple[float, ...]
+
+    def at_size(self, crop: int) -> Preprocess:
+        """The same transform for another input size, with the same share of the image in the crop."""
+        return Preprocess(round(crop * self.resize / self.crop), crop, self.interpolation, self.mean, self.std)
+
+
+def preprocess(name: str) -> Preprocess:
+    """The transform that belongs to torchvision's best weights of this model."""
+    import torchvision
+
+    given = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    if len(given.crop_size) != 1 or len(given.resize_size) != 1:
+        raise UserError(f"the transform of {name}'s weights is not square: {given}")
+    interpolation = given.interpolation.value
+    return Preprocess(given.resize_size[0], given.crop_size[0], interpolation, tuple(given.mean), tuple(given.std))

@@ -1,0 +1,51 @@
+"""The model folder: weights and all that is needed to use them, in two files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from finetune.archs import Preprocess
+
+FORMAT = 1
+
+
+def save(
+    folder: Path, model: nn.Module, name: str, classes: list[str], preprocess: Preprocess, score: dict[str, Any]
+) -> None:
+    """Write the folder anew; an earlier one is replaced only when the new one is whole.
+
+    `model.safetensors` holds the plain torchvision state dict, float32, under torchvision's key names. `model.json`
+    holds the architecture, class names in the order of the outputs, evaluation transform and score.
+    """
+    fresh, stale = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    for leftover in (fresh, stale):
+        shutil.rmtree(leftover, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    save_file(state, fresh / "model.safetensors", metadata={"format": "pt"})
+    card = {
+        "format": FORMAT,
+        "model": name,
+        "head": "linear",
+        "in_channels": 3,
+        "classes": classes,
+        "preprocess": asdict(preprocess),
+        "score": score,
+    }
+    (fresh / "model.json").write_text(json.dumps(card, indent=2) + "\n")
+    if folder.exists():
+        folder.rename(stale)
+    fresh.rename(folder)
+    shutil.rmtree(stale, ignore_errors=True)
+
+
+def load_weights(folder: Path, model: nn.Module) -> None:
+    """Put the saved weights back into the model that they were saved from."""
+    model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)

@@ -1,0 +1,76 @@
+"""Exact scores of a model on a split, on any number of processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from finetune.archs import Preprocess
+from finetune.data import to_input
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model says of every image of a split, in the split's order; N images, k = min(5, classes) guesses."""
+
+    losses: Tensor
+    """(N,) float32, cross-entropy in nats."""
+    guesses: Tensor
+    """(N, k) int64, classes, most probable first."""
+    probabilities: Tensor
+    """(N, k) float32, of `guesses`."""
+    labels: Tensor
+    """(N,) int64."""
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy."""
+        return self.losses.double().mean().item()
+
+    @property
+    def accuracy(self) -> float:
+        """Share of images whose first guess is right."""
+        return (self.guesses[:, 0] == self.labels).double().mean().item()
+
+    @property
+    def top5(self) -> float:
+        """Share of images whose class is among the k guesses."""
+        return (self.guesses == self.labels[:, None]).any(1).double().mean().item()
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, loader: DataLoader, preprocess: Preprocess, channels_last: bool, accelerator: Accelerator
+) -> Scores:
+    """Score a prepared model. All processes take part, and all get the scores of the whole split.
+
+    Results are gathered per image and reduced afterwards, in the split's order, so that neither the number of
+    processes nor the evaluation batch enters the figures.
+    """
+    model.eval()
+    count = len(loader.dataset)
+    integers, reals = [], []
+    for batch in loader:
+        x = to_input(batch.images, preprocess, accelerator.device, channels_last)  # (N, C, H, W)
+        labels = batch.labels.to(accelerator.device)
+        logits = model(x).float()  # (N, classes)
+        losses = F.cross_entropy(logits, labels, reduction="none")  # (N,)
+        probabilities, guesses = logits.softmax(1).topk(min(5, logits.shape[1]))  # (N, k)
+        # A process without an image of its own in the last batch sent one of share 0: index -1 leaves it out.
+        indices = torch.where(batch.shares > 0, batch.indices, -1).to(accelerator.device)
+        integers.append(torch.cat([indices[:, None], labels[:, None], guesses], 1))
+        reals.append(torch.cat([losses[:, None], probabilities], 1))
+    integer, real = torch.cat(integers), torch.cat(reals)
+    integer = accelerator.gather(accelerator.pad_across_processes(integer, pad_index=-1)).cpu()
+    real = accelerator.gather(accelerator.pad_across_processes(real)).cpu()
+    mine = integer[:, 0] >= 0
+    integer, real = integer[mine], real[mine]
+    order = integer[:, 0].argsort()
+    integer, real = integer[order], real[order]
+    assert torch.equal(integer[:, 0], torch.arange(count)), f"{len(integer)} results for {count} images"
+    return Scores(real[:, 0], integer[:, 2:], real[:, 1:], integer[:, 1])

@@ -1,0 +1,176 @@
+"""Image folders: which files, which classes, which split; every image checked before anything heavy starts.
+
+Nothing here needs torch, so that a wrong path is told in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from finetune.errors import UserError
+
+# torchvision's ImageFolder reads these and passes over the rest, .gif among them.
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: files and, for each, the position of its class."""
+
+    paths: list[str]
+    labels: list[int]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """An image folder that was read and checked."""
+
+    classes: list[str]
+    """Class names, sorted; a label is a position in this list."""
+    splits: dict[str, Split]
+    """`train`, `val` and, where there is one, `test`."""
+    skipped: int
+    """Images left out because they do not decode."""
+
+
+def read(root: str, val_fraction: float, seed: int, skip_bad_images: bool) -> Folder:
+    """Read `root`: a folder with train/ and val/ (test/ is optional), or one folder of class folders, which is split.
+
+    The split of one folder is stratified: of each class `val_fraction`, rounded, but at least one image on either
+    side, drawn by `seed`. Every mistake in the folder is a `UserError` that names the file or class.
+    """
+    top = Path(root).expanduser()
+    if not top.is_dir():
+        raise _missing(top)
+    present = [name for name in SPLITS if (top / name).is_dir()]
+    if "train" in present and "val" not in present:
+        raise UserError(
+            f"{top} has train/ but no val/. Add val/ with the same classes, or let train/ be split: --data {top}/train"
+        )
+    if "val" in present and "train" not in present:
+        raise UserError(f"{top} has val/ but no train/. Add train/ with the same classes.")
+    listed = {name: _classes(top / name) for name in present} or {"": _classes(top)}
+    _same_classes(top, listed)
+    classes = sorted(next(iter(listed.values())))
+    if len(classes) < 2:
+        raise UserError(f"{top} holds one class only ('{classes[0]}'): a classifier needs at least two class folders.")
+    bad = _undecodable([path for per_class in listed.values() for paths in per_class.values() for path in paths])
+    if bad and not skip_bad_images:
+        shown = "\n".join(f"  {path}: {why}" for path, why in list(bad.items())[:5])
+        more = f"\n  and {len(bad) - 5} more" if len(bad) > 5 else ""
+        many = "1 image does not decode" if len(bad) == 1 else f"{len(bad)} images do not decode"
+        raise UserError(f"{many}:\n{shown}{more}\nMend or remove, or train without: --skip-bad-images")
+    good = {
+        name: {cls: [path for path in paths if path not in bad] for cls, paths in per_class.items()}
+        for name, per_class in listed.items()
+    }
+    for name, per_class in good.items():
+        for cls, paths in per_class.items():
+            if not paths:
+                raise UserError(f"no image of {top / name / cls} decodes: mend them or remove the class.")
+    if "" in good:
+        good = _split(top, good[""], val_fraction, seed)
+    splits = {
+        name: Split(
+            [path for cls in classes for path in per_class[cls]],
+            [label for label, cls in enumerate(classes) for _ in per_class[cls]],
+        )
+        for name, per_class in good.items()
+    }
+    return Folder(classes, splits, len(bad))
+
+
+def _missing(top: Path) -> UserError:
+    if top.exists():
+        return UserError(f"--data {top} is a file, not a folder of images.")
+    parent = top.parent
+    while not parent.is_dir():
+        parent = parent.parent
+    inside = sorted(child.name for child in parent.iterdir() if child.is_dir() and not child.name.startswith("."))
+    has = f"{parent} holds {', '.join(inside[:8])}." if inside else f"{parent} holds no folder."
+    return UserError(f"--data {top} does not exist. {has}")
+
+
+def _classes(folder: Path) -> dict[str, list[str]]:
+    """The sorted image files of each class folder, at any depth inside it."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}.")
+
+    found: dict[str, list[str]] = {}
+    try:
+        subfolders = sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    except OSError as error:
+        refuse(error)
+    for subfolder in subfolders:
+        paths = []
+        for place, inner, files in os.walk(subfolder, followlinks=True, onerror=refuse):
+            inner.sort()
+            paths += [
+                os.path.join(place, name)
+                for name in sorted(files)
+                if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+            ]
+        found[subfolder.name] = paths
+    if not found:
+        raise UserError(f"{folder} holds no class folders: give each class a folder of its own, with its images in it.")
+    empty = [name for name, paths in found.items() if not paths]
+    if empty:
+        kinds = " ".join(EXTENSIONS)
+        raise UserError(f"no image in {', '.join(str(folder / name) for name in empty[:5])}. Images are: {kinds}")
+    return found
+
+
+def _same_classes(top: Path, listed: dict[str, dict[str, list[str]]]) -> None:
+    train = set(listed.get("train", ()))
+    for name in SPLITS[1:]:
+        if name not in listed:
+            continue
+        for here, there, names in (
+            (name, "train", set(listed[name]) - train),
+            ("train", name, train - set(listed[name])),
+        ):
+            if names:
+                shown = ", ".join(sorted(names)[:5])
+                raise UserError(
+                    f"{top}: {here}/ has {'classes' if len(names) > 1 else 'a class'} that {there}/ lacks: {shown}. "
+                    f"Both need the same class folders."
+                )
+
+
+def _split(top: Path, per_class: dict[str, list[str]], fraction: float, seed: int) -> dict[str, dict[str, list[str]]]:
+    splits: dict[str, dict[str, list[str]]] = {"train": {}, "val": {}}
+    for cls, paths in per_class.items():
+        if len(paths) < 2:
+            raise UserError(f"{top / cls} has one image only: a split needs one to train on and one to validate on.")
+        count = min(max(round(fraction * len(paths)), 1), len(paths) - 1)
+        # A class's split depends on its own files alone: another class more or less does not move it.
+        chosen = set(random.Random(f"{seed}/{cls}").sample(range(len(paths)), count))
+        splits["val"][cls] = [path for k, path in enumerate(paths) if k in chosen]
+        splits["train"][cls] = [path for k, path in enumerate(paths) if k not in chosen]
+    return splits
+
+
+def _undecodable(paths: list[str]) -> dict[str, str]:
+    """The files that do not decode, with the reason."""
+
+    def reason(path: str) -> str:
+        try:
+            with Image.open(path) as image:
+                # A JPEG is decoded at an eighth of its size: all its bytes are read, most of the arithmetic is saved.
+                image.draft("RGB", (1, 1))
+                image.load()
+        except Exception as error:  # Pillow's decoders raise many kinds, struct.error and SyntaxError among them
+            return str(error) or type(error).__name__
+        return ""
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside the interpreter's lock
+        reasons = pool.map(reason, paths)
+        return {path: why for path, why in zip(paths, reasons, strict=True) if why}

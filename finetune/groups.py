@@ -1,0 +1,42 @@
+"""Parameter groups: one per depth and kind of decay, each with its own learning rate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from finetune.archs import parameter_depths
+from finetune.recipe import Rate, Training
+
+
+def parameter_groups(
+    model: nn.Module, stages: list[list[str]], rates: list[Rate | None], weight_decay: float
+) -> list[dict[str, Any]]:
+    """The parameters that are ever trained, head first, as an optimizer takes them.
+
+    Each group holds `depth`, `scale` (of the learning rate) and `weight_decay`, which is 0 for biases and
+    normalisation parameters: everything with fewer than two axes. Every parameter is in exactly one group, or frozen.
+    """
+    depths = parameter_depths(model, stages)
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        depth = depths[name]
+        rate = rates[depth]
+        if rate is None:
+            continue
+        decays = parameter.ndim > 1
+        empty = {"depth": depth, "scale": rate.scale, "weight_decay": weight_decay if decays else 0.0, "params": []}
+        groups.setdefault((-depth, decays), empty)["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
+
+
+def make_optimizer(
+    model: nn.Module, stages: list[list[str]], rates: list[Rate | None], training: Training
+) -> torch.optim.Optimizer:
+    """SGD with momentum, Adam or AdamW over the parameter groups; their rates are set before every update."""
+    groups = parameter_groups(model, stages, rates, training.weight_decay)
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=training.lr, momentum=training.momentum)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer](groups, lr=training.lr)

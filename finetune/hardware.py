@@ -1,0 +1,100 @@
+"""The processes, the device and the precision: how this run was launched, and what that hardware does best."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psutil
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+
+from finetune.errors import UserError
+
+
+def make_accelerator(precision: str, tracker: str, output: Path) -> tuple[Accelerator, str]:
+    """The Accelerator for `--precision` and `--tracker`, and the precision in words, with its reason.
+
+    Raises `UserError` where a launch of several processes came out as several runs of one, or where the precision
+    cannot be had on this device.
+    """
+    gpu = torch.accelerator.is_available()
+    chosen, why = choose_precision(precision, gpu)
+    accelerator = Accelerator(
+        # Without a GPU, Accelerate joins the processes only when it is told that this is meant.
+        cpu=not gpu,
+        mixed_precision=chosen,
+        log_with=None if tracker == "none" else tracker,
+        project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output / tracker)),
+    )
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if world != accelerator.num_processes:
+        raise UserError(
+            f"{world} processes were launched but do not form one run (this one sees {accelerator.num_processes}). "
+            f"Launch with --config_file launch/cpu_2proc.yaml, or with torchrun."
+        )
+    return accelerator, f"{'float32' if chosen == 'no' else chosen} ({why})"
+
+
+def choose_precision(precision: str, gpu: bool) -> tuple[str, str]:
+    """`no`, `bf16` or `fp16`, and the reason: what was asked for, else the launcher's, else the hardware's best."""
+    if precision == "fp16" and not gpu:
+        raise UserError("--precision fp16 needs a GPU: on a CPU it would silently be float32. Use bf16, no or auto.")
+    if precision != "auto":
+        return precision, "as --precision asks"
+    told = launcher_precision()
+    if told == "fp16" and not gpu:
+        raise UserError("Accelerate was told fp16, which needs a GPU. Launch with --mixed_precision bf16 or no.")
+    if told:
+        return told, "as Accelerate was told"
+    if gpu:
+        kind = torch.accelerator.current_accelerator().type
+        if kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16", "this GPU computes in it natively"
+        return "no", f"this {kind} device has no native bf16 that pays"
+    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+        return "bf16", "this CPU computes in it natively"
+    return "no", "this CPU has no native bf16"
+
+
+def launcher_precision() -> str | None:
+    """The mixed precision that someone chose for Accelerate, or None.
+
+    The launcher sets ACCELERATE_MIXED_PRECISION in any case, to `no` where nothing was said. Whether a `no` was
+    somebody's word stands only in the launcher's own arguments or its configuration file.
+    """
+    value = os.environ.get("ACCELERATE_MIXED_PRECISION", "").lower()
+    if value != "no":
+        return value or None
+    try:
+        words = psutil.Process(os.getppid()).cmdline()
+    except psutil.Error:
+        words = []
+    options = [word.replace("_", "-").partition("=")[0] for word in words]
+    if not any("accelerate" in Path(word).name for word in words):
+        return value  # no launcher: somebody set the variable
+    if "--mixed-precision" in options:
+        return value
+    files = [Path(os.environ.get("HF_HOME", Path.home() / ".cache/huggingface")) / "accelerate/default_config.yaml"]
+    if "--config-file" in options:
+        at = options.index("--config-file")
+        files = [Path(words[at].partition("=")[2] or words[at + 1])]
+    for file in files:
+        try:
+            if "mixed_precision" in (yaml.safe_load(file.read_text()) or {}):
+                return value
+        except (OSError, yaml.YAMLError):
+            continue
+    return None
+
+
+def worker_count(workers: int, device: torch.device) -> int:
+    """`--workers`, with -1 as this machine's default: on a CPU the training itself needs every core."""
+    if workers >= 0:
+        return workers
+    if device.type == "cpu":
+        return 0
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(8, max(1, (os.cpu_count() or 1) // processes))

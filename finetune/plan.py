@@ -1,0 +1,178 @@
+"""What a run is going to do, as one table that is shown before it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from finetune.archs import Preprocess, parameter_depths
+from finetune.errors import UserError
+from finetune.folders import Folder
+from finetune.recipe import Rate, Recipe
+
+
+@dataclass(frozen=True)
+class Row:
+    """One depth of the network."""
+
+    name: str
+    modules: str
+    parameters: int
+    start: int | None
+    """The epoch (from 0) at which it starts to be trained; None: frozen."""
+    lr: float
+    weight_decay: float
+    batchnorm: str
+    """`trained`, `kept` (evaluation mode, statistics unchanged) or empty where there is none."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Estimated bytes per process at the peak of an update."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def depth_name(depth: int, depths: int) -> str:
+    """`stem`, `stage 1` … or `head`."""
+    return {0: "stem", depths - 1: "head"}.get(depth, f"stage {depth}")
+
+
+def rows(
+    model: nn.Module, stages: list[list[str]], rates: list[Rate | None], lr: float, weight_decay: float
+) -> list[Row]:
+    """The table's rows, stem first."""
+    depths = parameter_depths(model, stages)
+    sizes = [0] * len(stages)
+    for name, parameter in model.named_parameters():
+        sizes[depths[name]] += parameter.numel()
+    modules = dict(model.named_modules())
+    table = []
+    for depth, (paths, rate) in enumerate(zip(stages, rates, strict=True)):
+        inside = [m for path in paths if path in modules for m in modules[path].modules()]
+        normed = any(isinstance(module, _BatchNorm) for module in inside)
+        table.append(
+            Row(
+                name=depth_name(depth, len(stages)),
+                modules=paths[0] if len(paths) == 1 else f"{paths[0]} … {paths[-1]}",
+                parameters=sizes[depth],
+                start=rate.start if rate else None,
+                lr=lr * rate.scale if rate else 0.0,
+                weight_decay=weight_decay if rate else 0.0,
+                batchnorm=("trained" if rate else "kept") if normed else "",
+            )
+        )
+    return table
+
+
+def memory(model: nn.Module, batch: int, size: int, classes: int, optimizer: str, precision: str) -> Memory:
+    """Estimate an update's memory in bytes, for the gradients that the model now asks for.
+
+    The forward pass runs on the meta device, where tensors have shapes but no values; the activations are the distinct
+    tensors that autograd keeps for the backward pass. Doubles as the test that the net takes images of `size` pixels,
+    with a `UserError` where it does not.
+    """
+    dtype = torch.float32 if precision == "no" else {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    held = {
+        name: torch.empty_like(
+            tensor, device="meta", dtype=dtype if tensor.is_floating_point() else None
+        ).requires_grad_(tensor.requires_grad)
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+    }
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    images = torch.empty(batch, 3, size, size, device="meta", dtype=dtype)  # (N, 3, H, W)
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            outputs = functional_call(model, held, (images,))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(f"--image-size {size}: this net does not take it ({str(error).splitlines()[0]}).") from error
+    logits = outputs if isinstance(outputs, Tensor) else outputs[0]
+    assert logits.shape == (batch, classes), f"the net gives {tuple(logits.shape)}, not {(batch, classes)}"
+    of_model = {tensor.untyped_storage()._cdata for tensor in held.values()}
+    activations = sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in of_model)
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    gradients = sum(4 * p.numel() for p in model.parameters() if p.requires_grad)
+    return Memory(weights, gradients, gradients * (1 if optimizer == "sgd" else 2), activations)
+
+
+def make(
+    recipe: Recipe,
+    model: nn.Module,
+    stages: list[list[str]],
+    rates: list[Rate | None],
+    preprocess: Preprocess,
+    folder: Folder,
+    updates_per_epoch: int,
+    accelerator: Accelerator,
+    precision: str,
+    workers: int,
+) -> Group:
+    """The plan of a run as a rich renderable: the table, and beneath it images, updates, precision, memory, cache."""
+    net, training = recipe.net, recipe.training
+    processes, classes = accelerator.num_processes, len(folder.classes)
+    counts = {name: len(split.paths) for name, split in folder.splits.items()}
+    table = rows(model, stages, rates, training.lr, training.weight_decay)
+    trained = sum(row.parameters for row in table if row.start is not None)
+    share = -(-min(training.batch_size, counts["train"]) // processes)
+    need = memory(model, share, preprocess.crop, classes, training.optimizer, accelerator.mixed_precision)
+    left_out = f"; {folder.skipped} that do not decode are left out" if folder.skipped else ""
+    facts = {
+        "images": ", ".join(f"{count} {name}" for name, count in counts.items()) + f"; {classes} classes{left_out}",
+        "parameters": f"{trained:,} trained of {sum(row.parameters for row in table):,}",
+        "updates": f"{training.epochs} epochs × {updates_per_epoch} = {training.epochs * updates_per_epoch}, "
+        f"each of {training.batch_size} images",
+        "optimizer": f"{training.optimizer}, {training.schedule} schedule, {training.warmup:.0%} warm-up, "
+        + (f"gradients clipped at {training.clip_norm:g}" if training.clip_norm else "no clipping"),
+        "precision": f"{precision}, {'channels-last' if recipe.run.channels_last else 'channels-first'}",
+        "processes": f"{processes} on {accelerator.device.type}, each with {workers} workers for images",
+        "memory": f"about {in_words(need.total)} per process at the peak of an update, "
+        f"{in_words(need.activations)} of it activations",
+        "cached": "nothing: each epoch draws fresh augmentations",
+    }
+    title = f"{recipe.recipe}: {net.model}, weights {net.weights}, {preprocess.crop} × {preprocess.crop} pixels"
+    return show(title, table, facts)
+
+
+def show(title: str, table: list[Row], facts: dict[str, str]) -> Group:
+    """The plan as a rich renderable: the table, and beneath it one line per fact."""
+    grid = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
+    for name in ("depth", "modules", "parameters", "trained", "lr", "decay", "BatchNorm"):
+        grid.add_column(name, justify="right" if name in ("parameters", "lr", "decay") else "left", no_wrap=True)
+    for row in table:
+        if row.start is None:
+            cells, style = ("frozen", "", ""), "dim"
+        else:
+            when = "from the start" if row.start == 0 else f"from epoch {row.start + 1}"
+            cells, style = (when, f"{row.lr:.3g}", f"{row.weight_decay:.3g}"), ""
+        grid.add_row(row.name, row.modules, f"{row.parameters:,}", *cells, row.batchnorm, style=style)
+    notes = Table(box=None, show_header=False, pad_edge=False)
+    notes.add_column(style="bold", no_wrap=True)
+    notes.add_column(overflow="fold")
+    for name, value in facts.items():
+        notes.add_row(name, Text(value))
+    return Group(grid, Text(), notes)
+
+
+def in_words(size: int) -> str:
+    """Bytes as MiB or GiB."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

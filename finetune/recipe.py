@@ -1,0 +1,151 @@
+"""Every setting of a run: its default, its meaning, its check. No other file holds a default.
+
+A recipe (one file in `finetune/recipes/`) sets what it needs differently and says, for each depth of the network,
+whether it is frozen or at which scale of the learning rate it is trained. Each field is a flag of the command line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from finetune.errors import UserError
+
+STARTER_MODEL = "shufflenet_v2_x0_5"
+
+
+class Rate(NamedTuple):
+    """How one depth is trained; a frozen depth has `None` in its place."""
+
+    scale: float
+    """Its learning rate is this times `--lr`."""
+    start: int = 0
+    """The epoch at which it starts to be trained."""
+
+
+@dataclass(frozen=True)
+class Net:
+    """The network and where its weights come from."""
+
+    model: str = "auto"
+    """Any of torchvision's 80 classification models. auto: resnet18, or on the starter set its own small backbone."""
+    weights: str = "default"
+    """default: torchvision's best (downloaded once), or the built-in ones of the starter set's backbone. none: random.
+    Or a file, .safetensors or .pth, under torchvision's key names; or the model/ folder of an earlier run."""
+    image_size: int | None = None
+    """Side of the square input in pixels. None: what the weights were trained for."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images, and how they are fed."""
+
+    data: str = "starter"
+    """An image folder with train/ and val/ (test/ is optional), or one folder of class folders, which is split.
+    starter: the built-in set of ten species; starter-source: the set that its backbone was trained on."""
+    val_fraction: float = 0.2
+    """Share of each class that becomes the validation split, where one folder of classes is given."""
+    augment: Literal["basic", "none"] = "basic"
+    """basic: random resized crop and horizontal flip. none: the evaluation transform."""
+    crop_scale: float = 0.08
+    """Smallest share of the image's area that the random crop may keep (the largest is 1)."""
+    skip_bad_images: bool = False
+    """Leave out images that do not decode, and count them, instead of refusing to start."""
+    workers: int = -1
+    """Processes that decode images, per training process. -1: none on a CPU, else up to 8. Results do not change."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """The optimisation."""
+
+    epochs: int = 10
+    """Passes over the training images."""
+    batch_size: int = 4
+    """Global batch: images per update, whatever the number of processes."""
+    eval_batch_size: int = 64
+    """Images per step of evaluation, in each process. Results do not change."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """The update rule; sgd is with momentum."""
+    lr: float = 1e-3
+    """Peak learning rate of the head; each depth's is this times its scale in the recipe."""
+    momentum: float = 0.9
+    """Of sgd."""
+    weight_decay: float = 0.0
+    """Decay of weight matrices and kernels; biases and normalisation parameters are spared."""
+    schedule: Literal["constant", "step", "cosine"] = "step"
+    """constant; step: times --step-factor every --step-epochs; cosine: down to zero at the last update."""
+    step_epochs: int = 5
+    """Epochs between two falls of the step schedule."""
+    step_factor: float = 0.1
+    """Factor of each fall of the step schedule."""
+    warmup: float = 0.0
+    """Share of all updates in which the rate first rises linearly from near zero."""
+    clip_norm: float = 0.0
+    """Scale gradients down to this global L2 norm. 0: never."""
+    label_smoothing: float = 0.0
+    """Share of each target that is spread evenly over all classes (Szegedy et al. 2016)."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """How the run is carried out and what it leaves behind."""
+
+    seed: int = 0
+    """Decides the head's first weights, the order of images, every augmentation, dropout, and a random split."""
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """no: float32. bf16, fp16: mixed precision. auto: what Accelerate was told, else bf16 where the hardware has it."""
+    channels_last: bool = True
+    """Keep images as (N, H, W, C) in memory, which convolutions prefer on every recent device."""
+    output: Path | None = None
+    """The run's folder, new or empty. None: runs/<recipe>-<time>."""
+    tracker: Literal["wandb", "tensorboard", "none"] = "wandb"
+    """Where metrics go besides the run's own files. wandb works without a key or a network: it then logs offline."""
+    project: str = "finetune"
+    """The W&B project."""
+    plan: bool = False
+    """Print the plan and stop: nothing is trained or written."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Fine-tune a torchvision image classifier."""
+
+    recipe: str = "feature_extractor"
+    """The recipe, which sets the defaults of all the rest. See finetune/recipes/."""
+    net: Net = field(default_factory=Net)
+    images: Images = field(default_factory=Images)
+    training: Training = field(default_factory=Training)
+    run: Run = field(default_factory=Run)
+
+
+def resolve(recipe: Recipe) -> Recipe:
+    """The recipe with `auto` names filled in and every value checked; a `UserError` names the flag and its bounds."""
+    net, images, training, run = recipe.net, recipe.images, recipe.training, recipe.run
+    on_starter = images.data in ("starter", "starter-source")
+    if net.model == "auto":
+        net = replace(net, model=STARTER_MODEL if on_starter else "resnet18")
+        if on_starter and net.weights == "default":
+            net = replace(net, weights="starter")
+
+    def check(flag: str, value: float, ok: bool, bounds: str) -> None:
+        if not ok:
+            raise UserError(f"--{flag} {value}: must be {bounds}.")
+
+    for name in ("epochs", "batch_size", "eval_batch_size", "step_epochs"):
+        check(name.replace("_", "-"), getattr(training, name), getattr(training, name) >= 1, "at least 1")
+    check("lr", training.lr, 0 < training.lr < float("inf"), "above 0")
+    check("momentum", training.momentum, 0 <= training.momentum < 1, "at least 0 and below 1")
+    check("weight-decay", training.weight_decay, training.weight_decay >= 0, "at least 0")
+    check("step-factor", training.step_factor, 0 < training.step_factor <= 1, "above 0 and at most 1")
+    check("warmup", training.warmup, 0 <= training.warmup < 1, "a share, at least 0 and below 1")
+    check("clip-norm", training.clip_norm, training.clip_norm >= 0, "at least 0 (0 never clips)")
+    check("label-smoothing", training.label_smoothing, 0 <= training.label_smoothing < 1, "at least 0 and below 1")
+    check("val-fraction", images.val_fraction, 0 < images.val_fraction < 1, "between 0 and 1")
+    check("crop-scale", images.crop_scale, 0 < images.crop_scale <= 1, "above 0 and at most 1")
+    check("workers", images.workers, images.workers >= -1, "a number of processes, or -1 for auto")
+    check("seed", run.seed, 0 <= run.seed < 2**63, "at least 0 and below 2^63")
+    if net.image_size is not None:
+        check("image-size", net.image_size, net.image_size >= 8, "at least 8 pixels")
+    return replace(recipe, net=net)

@@ -1,0 +1,74 @@
+"""What a person sees: one console, one progress bar, and Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.data import DataLoader
+
+
+def make_console(main_process: bool) -> Console:
+    """The console of a run: silent but on the main process, at least 100 columns wide in a log file."""
+    console = Console(quiet=not main_process, highlight=False)
+    return console if console.is_terminal else Console(quiet=not main_process, highlight=False, width=110)
+
+
+def progress(batches: DataLoader, title: str, console: Console) -> Iterator[Any]:
+    """The batches, under a bar that is gone when they are. In a log file there is no bar."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        yield from bar.track(batches, total=len(batches), description=title)
+
+
+class StopRequest:
+    """Ctrl-C as a question that the loop answers between two updates; the second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        signal.signal(signal.SIGINT, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def agreed(self, accelerator: Accelerator) -> bool:
+        """Whether any process was asked to stop; the same answer on all of them."""
+        if self.asked:
+            accelerator.set_trigger()
+        return accelerator.check_trigger()
+
+
+def epoch_line(line: dict[str, Any], epochs: int, improved: bool) -> str:
+    """One epoch in one line, from its line of metrics.jsonl."""
+    return (
+        f"epoch {line['epoch']:>{len(str(epochs))}}/{epochs}  lr {line['lr']['head']:.1e}  "
+        f"train loss {line['train_loss']:.4f} acc {line['train_accuracy']:.4f}  "
+        f"val loss {line['val_loss']:.4f} acc {line['val_accuracy']:.4f}  "
+        f"{line['seconds']:.1f} s{'  best' if improved else ''}"
+    )
+
+
+def ending(result: dict[str, Any], epochs: int, output: Path) -> str:
+    """The last words of a run, from its summary."""
+    run = result["epochs_run"]
+    stopped = (
+        f"Stopped in epoch {run + 1} of {epochs}; the {run} before it are kept.\n" if result["stopped_early"] else ""
+    )
+    tested = (
+        f"Test accuracy of that model: {result['test_accuracy']:.4f}."
+        if "test_accuracy" in result
+        else f"The same {result['val_images']} images chose the epoch, so expect a little less on others; "
+        f"a test/ split would tell."
+    )
+    return (
+        f"\n{stopped}Best validation accuracy {result['best_val_accuracy']:.4f} in epoch {result['best_epoch']}, "
+        f"after {result['total_seconds']:.0f} s in all. {tested}\n"
+        f"Model: {output / 'model'}   pictures: {output / 'plots'}   numbers: {output / 'metrics.jsonl'}"
+    )
