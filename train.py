@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
         (output / "plots").mkdir(parents=True)
         tracking.write_json(output / "config.json", settings)
     tracker = tracking.Tracker(accelerator, recipe, settings, output)
-    console.print(f"\n{tracker.state}\nThe run's folder is {output}\n")
+    console.print(f"\n{tracker.state}\nThe run's folder is {output}\n", soft_wrap=True)
 
     # ---- optimizer ---------------------------------------------------------------------------------------------------
     model.to(device, memory_format=torch.channels_last if run.channels_last else torch.contiguous_format)
@@ -142,7 +142,7 @@ def main(arguments: list[str]) -> int:
         result["total_seconds"] = time.perf_counter() - began
         tracking.write_json(output / "summary.json", result)
         tracker.summarize(result)
-        console.print(terminal.ending(result, training.epochs, output))
+        console.print(terminal.ending(result, training.epochs, output), soft_wrap=True)
     tracker.finish()
     return STOPPED if stopped else 0
 

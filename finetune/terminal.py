@@ -70,5 +70,5 @@ def ending(result: dict[str, Any], epochs: int, output: Path) -> str:
     return (
         f"\n{stopped}Best validation accuracy {result['best_val_accuracy']:.4f} in epoch {result['best_epoch']}, "
         f"after {result['total_seconds']:.0f} s in all. {tested}\n"
-        f"Model: {output / 'model'}   pictures: {output / 'plots'}   numbers: {output / 'metrics.jsonl'}"
+        f"Model     {output / 'model'}\nPictures  {output / 'plots'}\nNumbers   {output / 'metrics.jsonl'}"
     )

@@ -1,0 +1,115 @@
+"""Samples and batches are pure functions of (seed, epoch, index)."""
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torchvision import transforms as v1
+
+from finetune import data, folders
+from finetune.archs import Preprocess
+from finetune.errors import UserError
+from finetune.recipe import Images, Training
+
+PREPROCESS = Preprocess(36, 32, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@pytest.fixture
+def split(image_folder):
+    return folders.read(str(image_folder), 0.2, 0, False).splits
+
+
+def samples(split, seed=0):
+    transform = data.training_transform(PREPROCESS, "basic", 0.08)
+    return data.Samples(split["train"].paths, split["train"].labels, transform, seed)
+
+
+def loaders(split, workers=0, batch_size=4):
+    accelerator = Accelerator(cpu=True)
+    return data.make_loaders(
+        split, PREPROCESS, Images(), Training(batch_size=batch_size), seed=3, workers=workers, accelerator=accelerator
+    )
+
+
+def test_augmentation_depends_on_seed_epoch_and_index_alone(split):
+    first = samples(split)[data.Draw(1, 5, 1.0)][0]
+    torch.rand(7)  # whatever else was drawn in between
+    assert torch.equal(samples(split)[data.Draw(1, 5, 0.25)][0], first)
+    others = ((0, data.Draw(2, 5, 1.0)), (0, data.Draw(1, 6, 1.0)), (1, data.Draw(1, 5, 1.0)))
+    for other in [samples(split, seed)[draw] for seed, draw in others]:
+        assert not torch.equal(other[0], first)
+
+
+def test_drawing_a_sample_leaves_the_global_generator_alone(split):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    samples(split)[data.Draw(0, 0, 1.0)]
+    next(iter(loaders(split)["train"]))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_workers_and_batch_size_change_no_sample(split):
+    seen = []
+    for workers, batch_size in ((0, 4), (2, 4), (0, 9)):
+        loader = loaders(split, workers, batch_size)["train"]
+        for epoch in (0, 1):
+            loader.batch_sampler.epoch = epoch
+            batches = list(loader)
+            images = torch.cat([batch.images for batch in batches])
+            indices = torch.cat([batch.indices for batch in batches])
+            seen.append((epoch, indices, images))
+    assert len(seen) == 6
+    for epoch, indices, images in seen[2:]:
+        assert torch.equal(indices, seen[epoch][1])
+        assert torch.equal(images, seen[epoch][2])
+    assert not torch.equal(seen[0][1], seen[1][1]), "each epoch has its own order"
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("count", [1, 5, 21, 24])
+def test_processes_share_the_same_global_batches(count, processes):
+    whole = list(data.GlobalBatches(count, 6, seed=0))
+    parts = [list(data.GlobalBatches(count, 6, 0, process, processes)) for process in range(processes)]
+    assert all(len(part) == len(whole) for part in parts)
+    for number, batch in enumerate(whole):
+        drawn = [draw for part in parts for draw in part[number] if draw.share > 0]
+        assert sorted(draw.index for draw in drawn) == sorted(draw.index for draw in batch)
+        assert sum(draw.share for draw in drawn) == pytest.approx(1.0)
+        assert all(part[number] for part in parts), "no process is left without work"
+    assert sorted(draw.index for batch in whole for draw in batch) == list(range(count))
+
+
+def test_a_last_image_alone_joins_the_batch_before():
+    assert [len(batch) for batch in data.GlobalBatches(9, 4, seed=0)] == [4, 5]
+    assert [len(batch) for batch in data.GlobalBatches(9, 4, seed=None)] == [4, 4, 1]
+    assert [len(batch) for batch in data.GlobalBatches(1, 4, seed=0)] == [1]
+
+
+def test_evaluation_transform_agrees_with_torchvisions_on_pil_images(tmp_path):
+    smooth = np.linspace(0, 255, 90)[:, None, None] * np.linspace(0.2, 1, 120)[None, :, None] * np.ones(3)
+    Image.fromarray(smooth.astype(np.uint8)).save(tmp_path / "a.png")
+    ours = data.evaluation_transform(PREPROCESS)(data.decode(str(tmp_path / "a.png")))
+    ours = data.to_input(ours[None], PREPROCESS, torch.device("cpu"), channels_last=True)[0]
+    reference = v1.Compose([
+        v1.Resize(36), v1.CenterCrop(32), v1.ToTensor(), v1.Normalize(PREPROCESS.mean, PREPROCESS.std)
+    ])(Image.open(tmp_path / "a.png"))  # fmt: skip
+    assert (ours - reference).abs().max() < 0.03  # two roundings of a resized byte apart
+
+
+def test_images_of_every_mode_decode_to_upright_rgb(tmp_path):
+    grey = np.linspace(0, 65535, 48, dtype=np.uint16).reshape(6, 8)
+    Image.fromarray(grey).save(tmp_path / "deep.png")
+    assert data.decode(str(tmp_path / "deep.png")).amax() == 255
+    assert data.decode(str(tmp_path / "deep.png"))[:, 3, 0].tolist() == [int(grey[3, 0]) >> 8] * 3
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.new("RGB", (8, 6)).save(tmp_path / "turned.jpg", exif=exif)
+    assert data.decode(str(tmp_path / "turned.jpg")).shape == (3, 8, 6)
+    for mode in ("L", "RGBA", "P", "CMYK", "1"):
+        path = tmp_path / f"{mode}.{'jpg' if mode == 'CMYK' else 'png'}"
+        Image.new(mode, (8, 6)).save(path)
+        assert data.decode(str(path)).shape == (3, 6, 8)
+    with pytest.raises(UserError, match=r"gone\.jpg does not decode"):
+        data.decode(str(tmp_path / "gone.jpg"))

@@ -1,0 +1,103 @@
+"""Image folders: what is read, how one folder is split, and what a wrong one gets."""
+
+import os
+import shutil
+
+import pytest
+from conftest import CLASSES, write_images
+from PIL import Image
+
+from finetune import folders
+from finetune.errors import UserError
+
+
+def read(path, skip=False, seed=0, fraction=0.2):
+    return folders.read(str(path), fraction, seed, skip)
+
+
+def test_train_and_val_are_read_and_other_files_passed_over(image_folder, tmp_path):
+    top = tmp_path / "data"
+    shutil.copytree(image_folder, top)
+    (top / "train" / "red" / "notes.txt").write_text("x")
+    (top / "train" / ".cache").mkdir()
+    Image.new("P", (4, 4)).save(top / "train" / "red" / "broken.gif")
+    (top / "train" / "red" / "more").mkdir()
+    shutil.copy(top / "train" / "red" / "00.jpg", top / "train" / "red" / "more" / "DEEP.JPG")
+    found = read(top)
+    assert found.classes == list(CLASSES)
+    assert len(found.splits["train"].paths) == 22
+    assert found.splits["train"].labels == [0] * 7 + [1] * 7 + [2] * 8
+    assert len(found.splits["val"].paths) == 9
+    assert "test" not in found.splits
+
+
+def test_a_test_split_is_read_where_there_is_one(image_folder, tmp_path):
+    shutil.copytree(image_folder, tmp_path / "data")
+    shutil.copytree(image_folder / "val", tmp_path / "data" / "test")
+    assert len(read(tmp_path / "data").splits["test"].paths) == 9
+
+
+def test_one_folder_is_split_stratified_by_the_seed(image_folder):
+    first, again, other = (read(image_folder / "train", seed=seed, fraction=0.3) for seed in (0, 0, 1))
+    assert first == again
+    assert first.splits["val"] != other.splits["val"]
+    for found in (first, other):
+        assert [found.splits["val"].labels.count(label) for label in range(3)] == [2, 2, 2]
+        assert [found.splits["train"].labels.count(label) for label in range(3)] == [5, 5, 5]
+        assert not set(found.splits["val"].paths) & set(found.splits["train"].paths)
+    assert len(read(image_folder / "train", fraction=0.001).splits["val"].paths) == 3, "at least one of each class"
+
+
+def test_a_truncated_image_is_named_and_can_be_left_out(image_folder, tmp_path):
+    top = tmp_path / "data"
+    shutil.copytree(image_folder, top)
+    whole = (top / "train" / "red" / "03.jpg").read_bytes()
+    (top / "train" / "red" / "03.jpg").write_bytes(whole[: len(whole) // 2])
+    (top / "val" / "blue" / "01.jpg").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"2 images do not decode:\n.*train/red/03.jpg: .*\n.*val/blue/01.jpg: "):
+        read(top)
+    found = read(top, skip=True)
+    assert found.skipped == 2
+    assert (len(found.splits["train"].paths), len(found.splits["val"].paths)) == (20, 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda top: shutil.rmtree(top), r"--data .*data does not exist. .* holds "),
+        (lambda top: (shutil.rmtree(top), top.write_text("x")), r"is a file, not a folder"),
+        (lambda top: (shutil.rmtree(top), top.mkdir()), r"holds no class folders"),
+        (lambda top: shutil.rmtree(top / "val"), r"has train/ but no val/.*--data .*/train"),
+        (lambda top: shutil.rmtree(top / "train"), r"has val/ but no train/"),
+        (lambda top: shutil.rmtree(top / "val" / "red"), r"train/ has a class that val/ lacks: red"),
+        (lambda top: shutil.rmtree(top / "train" / "red"), r"val/ has a class that train/ lacks: red"),
+        (lambda top: [p.unlink() for p in (top / "train" / "red").iterdir()], r"no image in .*train/red"),
+        (
+            lambda top: [shutil.rmtree(top / s / c) for s in ("train", "val") for c in ("red", "blue")],
+            r"one class only \('green'\)",
+        ),
+    ],
+)
+def test_a_wrong_folder_gets_one_message_that_names_the_thing(image_folder, tmp_path, change, message):
+    top = tmp_path / "data"
+    shutil.copytree(image_folder, top)
+    change(top)
+    with pytest.raises(UserError, match=message):
+        read(top)
+
+
+def test_a_class_of_one_image_cannot_be_split(tmp_path):
+    write_images(tmp_path / "data", 3)
+    for name in ("01.jpg", "02.jpg"):
+        (tmp_path / "data" / "red" / name).unlink()
+    with pytest.raises(UserError, match=r"data/red has one image only"):
+        read(tmp_path / "data")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_an_unreadable_folder_is_named(image_folder, tmp_path):
+    shutil.copytree(image_folder, tmp_path / "data")
+    (tmp_path / "data" / "train" / "red").chmod(0)
+    with pytest.raises(UserError, match=r"train/red cannot be read"):
+        read(tmp_path / "data")
+    (tmp_path / "data" / "train" / "red").chmod(0o755)

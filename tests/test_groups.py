@@ -1,0 +1,52 @@
+"""Parameter groups: each parameter once, at its depth's rate, decayed only where it should be."""
+
+import torch
+from torch import nn
+
+from finetune import archs, groups, surgery
+from finetune.recipe import Rate, Training
+
+
+def small_net() -> tuple[nn.Module, list[list[str]]]:
+    torch.manual_seed(0)
+    model, _ = surgery.build("shufflenet_v2_x0_5", 3, "none")
+    return model, archs.stages(model, archs.find("shufflenet_v2_x0_5"))
+
+
+def test_every_trained_parameter_is_in_exactly_one_group_and_frozen_ones_in_none():
+    model, stages = small_net()
+    rates = [None, Rate(0.1), Rate(0.2), Rate(0.4), Rate(0.8), Rate(1.0)]
+    made = groups.parameter_groups(model, stages, rates, weight_decay=0.05)
+    placed = [id(parameter) for group in made for parameter in group["params"]]
+    frozen = {id(parameter) for parameter in model.conv1.parameters()}
+    assert len(placed) == len(set(placed))
+    assert set(placed) == {id(parameter) for parameter in model.parameters()} - frozen
+    assert [group["scale"] for group in made] == sorted((group["scale"] for group in made), reverse=True)
+
+
+def test_biases_and_norms_are_spared_from_decay():
+    model, stages = small_net()
+    made = groups.parameter_groups(model, stages, [Rate(1.0)] * len(stages), weight_decay=0.05)
+    norms = {id(p) for m in model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
+    spared = {id(parameter) for group in made if group["weight_decay"] == 0 for parameter in group["params"]}
+    decayed = {id(parameter) for group in made if group["weight_decay"] == 0.05 for parameter in group["params"]}
+    assert spared == norms | {id(model.fc.bias)}
+    assert spared | decayed == {id(parameter) for parameter in model.parameters()}
+
+
+def test_each_depths_step_is_its_scale_times_the_gradient():
+    model, stages = small_net()
+    rates = [Rate(0.5 ** (5 - depth)) for depth in range(6)]
+    training = Training(optimizer="sgd", lr=0.1, momentum=0.0, weight_decay=0.0)
+    optimizer = groups.make_optimizer(model, stages, rates, training)
+    for group in optimizer.param_groups:
+        group["lr"] = training.lr * group["scale"]
+    depths = archs.parameter_depths(model, stages)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    nn.init.normal_(model.fc.weight)
+    before["fc.weight"] = model.fc.weight.detach().clone()
+    model(torch.randn(4, 3, 64, 64)).square().sum().backward()
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        expected = before[name] - 0.1 * rates[depths[name]].scale * parameter.grad
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-5, atol=1e-7)

@@ -1,0 +1,90 @@
+"""Recipes, their settings and the command line."""
+
+import subprocess
+import sys
+import time
+from dataclasses import fields, replace
+
+import pytest
+from conftest import ROOT
+
+from finetune import recipes
+from finetune.errors import UserError
+from finetune.recipe import Images, Net, Rate, Recipe, Run, Training, resolve
+
+
+def test_every_recipe_answers_for_every_depth():
+    assert {"feature_extractor", "finetune"} <= set(recipes.NAMES)
+    for name in recipes.NAMES:
+        module = recipes.load(name)
+        assert module.SETTINGS.recipe == name
+        for depths in (4, 14):
+            answers = [module.rate(depth, depths) for depth in range(depths)]
+            assert all(answer is None or isinstance(answer, Rate) for answer in answers)
+            assert answers[-1] == Rate(1.0), "the head is trained from the start, at the full rate"
+
+
+def test_feature_extractor_trains_the_head_alone_and_finetune_everything():
+    assert [recipes.load("feature_extractor").rate(d, 5) for d in range(5)] == [None] * 4 + [Rate(1.0)]
+    assert [recipes.load("finetune").rate(d, 5) for d in range(5)] == [Rate(1.0)] * 5
+
+
+def test_a_flag_overrides_the_recipes_default():
+    plain = recipes.from_command_line(["--recipe", "finetune"])
+    changed = recipes.from_command_line(["--recipe=finetune", "--lr", "0.5", "--batch-size", "7"])
+    assert changed == replace(plain, training=replace(plain.training, lr=0.5, batch_size=7))
+
+
+def test_auto_picks_the_starter_backbone_or_resnet18():
+    assert resolve(Recipe()).net == Net("shufflenet_v2_x0_5", "starter")
+    assert resolve(Recipe(images=Images(data="photos"))).net == Net("resnet18", "default")
+    assert resolve(Recipe(net=Net(model="resnet50"))).net.weights == "default"
+    assert resolve(Recipe(net=Net(weights="none"))).net == Net("shufflenet_v2_x0_5", "none")
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("training", {"epochs": 0}, "--epochs 0"),
+        ("training", {"batch_size": -1}, "--batch-size -1"),
+        ("training", {"lr": float("nan")}, "--lr nan"),
+        ("training", {"warmup": 1.5}, "--warmup 1.5"),
+        ("training", {"label_smoothing": 1.0}, "--label-smoothing 1.0"),
+        ("images", {"val_fraction": 0.0}, "--val-fraction 0.0"),
+        ("images", {"crop_scale": 0.0}, "--crop-scale 0.0"),
+        ("net", {"image_size": 2}, "--image-size 2"),
+        ("run", {"seed": -1}, "--seed -1"),
+    ],
+)
+def test_a_value_out_of_bounds_is_named(section, values, message):
+    recipe = Recipe()
+    with pytest.raises(UserError, match=message):
+        resolve(replace(recipe, **{section: replace(getattr(recipe, section), **values)}))
+
+
+def test_wrong_recipe_gets_the_nearest_name():
+    with pytest.raises(UserError, match=r"unknown recipe 'fine_tune'. Did you mean finetune"):
+        recipes.from_command_line(["--recipe", "fine_tune"])
+
+
+def test_help_lists_every_flag_with_its_meaning_in_under_a_second():
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        shown = subprocess.run([sys.executable, "train.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+        times.append(time.perf_counter() - began)
+        assert shown.returncode == 0
+    assert min(times) < 1.0, times
+    flags = [field.name for section in (Net, Images, Training, Run) for field in fields(section)]
+    assert len(flags) > 25
+    for flag in flags:
+        assert f"--{flag.replace('_', '-')}" in shown.stdout or f"--no-{flag.replace('_', '-')}" in shown.stdout, flag
+
+
+def test_wrong_flag_gets_the_nearest_one_and_exit_code_2():
+    shown = subprocess.run(
+        [sys.executable, "train.py", "--epoch", "3"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert shown.returncode == 2
+    assert "--epochs" in shown.stderr
+    assert "Traceback" not in shown.stderr

@@ -1,0 +1,162 @@
+"""The script from end to end on a tiny task: what a run leaves behind, and that it can be trusted."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from conftest import CLASSES, ROOT, metrics, write_images
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+
+PICTURES = ("augmentations", "confusion", "curves", "predictions", "top_losses")
+
+
+def test_a_run_fills_its_folder(train, tmp_path, image_folder):
+    code, output = train("--recipe", "finetune", "--tracker", "wandb")
+    assert code == 0
+    lines = metrics(output)
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert set(lines[0]) == {
+        "epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_top5"
+    }  # fmt: skip
+    assert set(lines[0]["lr"]) == {"stem", "stage 1", "stage 2", "stage 3", "stage 4", "head"}
+    summary = json.loads((output / "summary.json").read_text())
+    best = max(lines, key=lambda line: (line["val_accuracy"], -line["val_loss"]))
+    assert summary["best_epoch"] == best["epoch"]
+    assert summary["best_val_accuracy"] == best["val_accuracy"]
+    assert (summary["train_images"], summary["val_images"], summary["epochs_run"]) == (21, 9, 2)
+    assert (summary["precision"], summary["device"], summary["num_processes"]) == ("no", "cpu", 1)
+    assert summary["stopped_early"] is False
+    config = json.loads((output / "config.json").read_text())
+    assert (config["recipe"], config["seed"], config["model"]) == ("finetune", 0, "shufflenet_v2_x0_5")
+    assert torch.__version__.startswith(config["versions"]["torch"])
+    card = json.loads((output / "model" / "model.json").read_text())
+    assert card["classes"] == list(CLASSES)
+    assert card["preprocess"]["crop"] == 32
+    assert card["score"]["val_accuracy"] == best["val_accuracy"]
+    for name in PICTURES:
+        pixels = np.asarray(Image.open(output / "plots" / f"{name}.png").convert("L"))
+        assert min(pixels.shape) > 200
+        assert pixels.std() > 5, f"{name}.png is blank"
+    assert list((output / "wandb").glob("offline-run-*"))
+
+
+def test_the_saved_model_is_torchvisions_and_scores_what_was_reported(train, image_folder):
+    code, output = train("--recipe", "finetune", "--lr", "3e-3", "--epochs", "3")
+    assert code == 0
+    plain = torchvision.models.shufflenet_v2_x0_5(weights=None)
+    plain.fc = nn.Linear(1024, 3)
+    plain.load_state_dict(load_file(output / "model" / "model.safetensors"), strict=True)
+    card = json.loads((output / "model" / "model.json").read_text())
+    own = card["preprocess"]
+    v2 = torchvision.transforms.v2
+    transform = v2.Compose([
+        v2.PILToTensor(), v2.Resize(own["resize"]), v2.CenterCrop(own["crop"]),
+        v2.ToDtype(torch.float32, scale=True), v2.Normalize(own["mean"], own["std"]),
+    ])  # fmt: skip
+    right = [
+        card["classes"][plain.eval()(transform(Image.open(path))[None]).argmax()] == path.parent.name
+        for path in sorted((image_folder / "val").rglob("*.jpg"))
+    ]
+    assert len(right) == 9
+    assert sum(right) / 9 == pytest.approx(card["score"]["val_accuracy"])
+
+
+@pytest.mark.parametrize("recipe", ["feature_extractor", "finetune"])
+def test_two_runs_are_equal_bit_for_bit_with_any_number_of_workers(train, recipe):
+    results = []
+    for flags in (("--workers", "0"), ("--workers", "2"), ("--workers", "0", "--eval-batch-size", "2")):
+        code, output = train("--recipe", recipe, "--precision", "auto", *flags)
+        assert code == 0
+        results.append((metrics(output), load_file(output / "model" / "model.safetensors")))
+    for lines, weights in results[1:2]:
+        assert lines == results[0][0]
+        assert all(torch.equal(weights[key], value) for key, value in results[0][1].items())
+    # Another evaluation batch may round a logit differently, but trains the same.
+    assert [line["train_loss"] for line in results[2][0]] == [line["train_loss"] for line in results[0][0]]
+
+
+def test_another_seed_gives_another_run(train):
+    first, second = (metrics(train("--seed", seed)[1]) for seed in ("0", "1"))
+    assert first[0]["train_loss"] != second[0]["train_loss"]
+
+
+GOLDEN = {"feature_extractor": [0.0, 0.0], "finetune": [0.0, 0.0]}
+
+
+@pytest.mark.parametrize("recipe", sorted(GOLDEN))
+def test_losses_are_the_pinned_ones(train, recipe):
+    code, output = train("--recipe", recipe, "--weights", "starter", "--batch-size", "4", "--lr", "1e-3")
+    assert code == 0
+    assert [line["train_loss"] for line in metrics(output)] == pytest.approx(GOLDEN[recipe], rel=1e-3)
+
+
+def test_a_test_split_is_scored_with_the_best_weights(train, tmp_path):
+    for name, seed in (("train", 0), ("val", 1), ("test", 2)):
+        write_images(tmp_path / "data" / name, 4, seed=seed)
+    code, output = train(data=tmp_path / "data")
+    assert code == 0
+    assert 0 <= json.loads((output / "summary.json").read_text())["test_accuracy"] <= 1
+
+
+def test_auxiliary_heads_take_part_in_training(train, tmp_path):
+    write_images(tmp_path / "data" / "train", 2)
+    write_images(tmp_path / "data" / "val", 1, seed=1)
+    flags = ("--model", "googlenet", "--image-size", "64", "--epochs", "1", "--recipe", "finetune")
+    code, output = train(*flags, data=tmp_path / "data")
+    assert code == 0
+    # At the first update every head says ln 3: the loss is that of the main head and 0.3 of each auxiliary one's.
+    assert metrics(output)[0]["train_loss"] == pytest.approx(np.log(3) * 1.6, rel=0.05)
+    saved = load_file(output / "model" / "model.safetensors")
+    assert saved["aux1.fc2.weight"].abs().max() > 0
+    assert saved["aux2.fc2.weight"].abs().max() > 0
+
+
+def test_the_plan_trains_and_writes_nothing(train, capsys):
+    code, output = train("--plan", "--recipe", "feature_extractor")
+    shown = capsys.readouterr().out
+    assert code == 0
+    assert not output.exists()
+    for words in (
+        "stem",
+        "stage 4",
+        "head",
+        "frozen",
+        "from the start",
+        "kept",
+        "21 train, 9 val; 3 classes",
+        "memory",
+    ):
+        assert words in shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--model", "resnet19"), "unknown model 'resnet19'. Did you mean"),
+        (("--recipe", "feature_extracter"), "Did you mean feature_extractor"),
+        (("--data", "nowhere"), "--data nowhere does not exist"),
+        (("--weights", "nowhere.pth"), "--weights nowhere.pth: no such file"),
+        (("--precision", "fp16"), "--precision fp16 needs a GPU"),
+        (("--image-size", "32", "--model", "vgg11", "--weights", "none", "--epochs", "0"), "--epochs 0"),
+        (("--model", "maxvit_t", "--image-size", "100"), "100"),
+        (("--output", str(ROOT / "tests")), "exists already"),
+    ],
+)
+def test_a_mistake_gets_one_message_exit_code_2_and_writes_nothing(train, capsys, tmp_path, flags, message):
+    before = sorted(tmp_path.iterdir())
+    code, _ = train(*flags)
+    captured = capsys.readouterr()
+    assert code == 2
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_advice(train, capsys):
+    code, _ = train("--recipe", "finetune", "--optimizer", "sgd", "--lr", "1e30", "--clip-norm", "0")
+    assert code == 2
+    assert "Lower --lr" in capsys.readouterr().err

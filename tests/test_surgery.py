@@ -1,0 +1,120 @@
+"""Building a network: weights go where they belong, and wrong ones are refused by name."""
+
+import json
+import pickle
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+
+from finetune import surgery
+from finetune.errors import UserError
+
+NAME = "shufflenet_v2_x0_5"
+
+
+@pytest.fixture(scope="module")
+def state():
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(NAME, weights=None).eval()
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def test_weights_are_loaded_and_the_new_head_starts_at_zero(state, tmp_path):
+    save_file(state, tmp_path / "w.safetensors")
+    model, preprocess = surgery.build(NAME, 5, str(tmp_path / "w.safetensors"))
+    for key, value in model.state_dict().items():
+        if not key.startswith("fc."):
+            assert torch.equal(value, state[key]), key
+    assert model.fc.weight.shape == (5, 1024)
+    assert not model.fc.weight.any()
+    assert (preprocess.resize, preprocess.crop, preprocess.interpolation) == (256, 224, "bilinear")
+    assert all(parameter.requires_grad and not parameter.is_meta for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "wrap", [dict, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {f"module.{k}": v for k, v in s.items()}]
+)
+def test_pth_files_in_their_usual_shapes_are_read(state, tmp_path, wrap):
+    torch.save(wrap(state), tmp_path / "w.pth")
+    model, _ = surgery.build(NAME, 5, str(tmp_path / "w.pth"))
+    assert torch.equal(model.conv1[0].weight, state["conv1.0.weight"])
+
+
+def test_a_pth_file_with_code_in_it_is_refused_and_not_run(tmp_path):
+    class Boom:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "owned"), "w"))
+
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"conv1.0.weight": Boom()}))
+    with pytest.raises(UserError, match="is not a weights file"):
+        surgery.build(NAME, 5, str(tmp_path / "evil.pth"))
+    torch.save({"conv1.0.weight": Boom()}, tmp_path / "evil2.pth")
+    with pytest.raises(UserError, match="is not a weights file"):
+        surgery.build(NAME, 5, str(tmp_path / "evil2.pth"))
+    assert not (tmp_path / "owned").exists()
+
+
+def test_weights_that_do_not_fit_name_the_keys(state, tmp_path):
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=r"does not fit resnet18: \d+ missing \(conv1.weight, .*unexpected \(conv1.0"):
+        surgery.build("resnet18", 5, str(tmp_path / "w.safetensors"))
+    narrow = {**state, "conv1.0.weight": torch.zeros(24, 1, 3, 3)}
+    save_file(narrow, tmp_path / "n.safetensors")
+    with pytest.raises(UserError, match=r"1 of another shape \(conv1.0.weight \(24, 1, 3, 3\) for \(24, 3, 3, 3\)\)"):
+        surgery.build(NAME, 5, str(tmp_path / "n.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("w.safetensors", b"garbage"), ("w.pth", b"garbage"), ("w.pth", b""), ("w.safetensors", b""),
+        ("w.pth", pickle.dumps([1, 2])),
+    ],
+)  # fmt: skip
+def test_a_file_that_holds_no_weights_is_refused(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=name):
+        surgery.build(NAME, 5, str(tmp_path / name))
+
+
+def test_a_missing_file_says_what_weights_may_be():
+    with pytest.raises(UserError, match=r"no such file. It may be default, none"):
+        surgery.build(NAME, 5, "nowhere.pth")
+
+
+def test_weights_that_cannot_be_downloaded_offer_a_file(monkeypatch):
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    with pytest.raises(UserError, match=r"resnet18 cannot be downloaded \(no network\).*https://.*--weights PATH"):
+        surgery.build("resnet18", 5, "default")
+
+
+def test_a_model_folder_brings_its_own_transform(state, tmp_path):
+    save_file(state, tmp_path / "model.safetensors")
+    card = {
+        "model": NAME,
+        "preprocess": {"resize": 72, "crop": 64, "interpolation": "bilinear", "mean": [0.5] * 3, "std": [0.2] * 3},
+    }
+    (tmp_path / "model.json").write_text(json.dumps(card))
+    _, preprocess = surgery.build(NAME, 5, str(tmp_path))
+    assert (preprocess.crop, preprocess.mean) == (64, (0.5, 0.5, 0.5))
+    _, preprocess = surgery.build(NAME, 5, str(tmp_path), image_size=128)
+    assert (preprocess.crop, preprocess.resize) == (128, 144)
+    with pytest.raises(UserError, match=f"--model {NAME}"):
+        surgery.build("resnet18", 5, str(tmp_path))
+
+
+def test_old_densenet_keys_are_brought_up_to_date(tmp_path):
+    torch.manual_seed(0)
+    state = torchvision.models.densenet121(weights=None).state_dict()
+    old = {k.replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2."): v for k, v in state.items()}
+    assert old.keys() != state.keys()
+    torch.save(old, tmp_path / "d.pth")
+    model, _ = surgery.build("densenet121", 5, str(tmp_path / "d.pth"))
+    key = "features.denseblock1.denselayer1.norm1.weight"
+    assert torch.equal(model.state_dict()[key], state[key])
