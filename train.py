@@ -1,10 +1,8 @@
 """Fine-tune an image classifier.
 
-    accelerate launch train.py --recipe feature_extractor                 # built-in images and weights, no network
-    accelerate launch train.py --recipe finetune --data path/to/folder --model resnet18
-    python train.py --help
-
-It reads straight down: settings, network, images, plan, loop.
+accelerate launch train.py --recipe feature_extractor                 # built-in images and weights, no network
+accelerate launch train.py --recipe finetune --data path/to/folder --model resnet18
+python train.py --help
 """
 
 import math
@@ -13,7 +11,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from finetune import folders, recipes, starter
+from finetune import archs, folders, recipes, starter
 from finetune.errors import STOPPED, UserError, exit_code
 
 
@@ -26,12 +24,13 @@ def main(arguments: list[str]) -> int:
     output = run.output or Path("runs") / f"{recipe.recipe}-{datetime.now():%Y%m%d-%H%M%S}"
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output} exists already. Name a new folder, or remove it.")
+    family = archs.find(net.model)
     folder = folders.read(starter.path(images.data), images.val_fraction, run.seed, images.skip_bad_images)
     classes = folder.classes
 
     import torch
 
-    from finetune import archs, artifact, data, freezing, groups, hardware, plan, schedule, surgery, terminal, tracking
+    from finetune import artifact, data, freezing, groups, hardware, plan, schedule, surgery, terminal, tracking
     from finetune.evaluate import evaluate
     from finetune.loss import cross_entropy
 
@@ -44,7 +43,6 @@ def main(arguments: list[str]) -> int:
     torch.manual_seed(run.seed)
     with accelerator.local_main_process_first():  # one download for all processes
         model, preprocess = surgery.build(net.model, len(classes), net.weights, net.image_size)
-    family = archs.find(net.model)
     stages = archs.stages(model, family)
     rates = [recipes.load(recipe.recipe).rate(depth, len(stages)) for depth in range(len(stages))]
     freezing.set_phase(model, stages, rates, epoch=0)

@@ -60,7 +60,8 @@ def read(root: str, val_fraction: float, seed: int, skip_bad_images: bool) -> Fo
     _same_classes(top, listed)
     classes = sorted(next(iter(listed.values())))
     if len(classes) < 2:
-        raise UserError(f"{top} holds one class only ('{classes[0]}'): a classifier needs at least two class folders.")
+        deeper = f" Did you mean --data {top / classes[0]}?" if (top / classes[0] / "train").is_dir() else ""
+        raise UserError(f"{top} holds one class only ('{classes[0]}'): a classifier needs at least two.{deeper}")
     bad = _undecodable([path for per_class in listed.values() for paths in per_class.values() for path in paths])
     if bad and not skip_bad_images:
         shown = "\n".join(f"  {path}: {why}" for path, why in list(bad.items())[:5])

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from finetune.errors import UserError
 
-STARTER_MODEL = "shufflenet_v2_x0_5"
+STARTER_MODEL, STARTER_SIZE = "shufflenet_v2_x0_5", 64  # the built-in backbone, and the input that it was trained on
 
 
 class Rate(NamedTuple):
@@ -34,7 +34,7 @@ class Net:
     """default: torchvision's best (downloaded once), or the built-in ones of the starter set's backbone. none: random.
     Or a file, .safetensors or .pth, under torchvision's key names; or the model/ folder of an earlier run."""
     image_size: int | None = None
-    """Side of the square input in pixels. None: what the weights were trained for."""
+    """Side of the square input in pixels. None: what the weights were trained for; 64 for the starter's backbone."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,9 @@ def resolve(recipe: Recipe) -> Recipe:
     on_starter = images.data in ("starter", "starter-source")
     if net.model == "auto":
         net = replace(net, model=STARTER_MODEL if on_starter else "resnet18")
-        if on_starter and net.weights == "default":
-            net = replace(net, weights="starter")
+        if on_starter:
+            weights = "starter" if net.weights == "default" else net.weights
+            net = replace(net, weights=weights, image_size=net.image_size or STARTER_SIZE)
 
     def check(flag: str, value: float, ok: bool, bounds: str) -> None:
         if not ok:
@@ -146,6 +147,9 @@ def resolve(recipe: Recipe) -> Recipe:
     check("crop-scale", images.crop_scale, 0 < images.crop_scale <= 1, "above 0 and at most 1")
     check("workers", images.workers, images.workers >= -1, "a number of processes, or -1 for auto")
     check("seed", run.seed, 0 <= run.seed < 2**63, "at least 0 and below 2^63")
+    if net.weights not in ("default", "starter", "none") and not Path(net.weights).expanduser().exists():
+        kinds = "default, none, a .safetensors or .pth file, or a model folder"
+        raise UserError(f"--weights {net.weights}: no such file. It may be {kinds}.")
     if net.image_size is not None:
         check("image-size", net.image_size, net.image_size >= 8, "at least 8 pixels")
     return replace(recipe, net=net)

@@ -58,9 +58,8 @@ def epoch_line(line: dict[str, Any], epochs: int, improved: bool) -> str:
 def ending(result: dict[str, Any], epochs: int, output: Path) -> str:
     """The last words of a run, from its summary."""
     run = result["epochs_run"]
-    stopped = (
-        f"Stopped in epoch {run + 1} of {epochs}; the {run} before it are kept.\n" if result["stopped_early"] else ""
-    )
+    kept = f"{run} before it are" if run > 1 else "one before it is"
+    stopped = f"Stopped in epoch {run + 1} of {epochs}; the {kept} kept.\n" if run < epochs else ""
     tested = (
         f"Test accuracy of that model: {result['test_accuracy']:.4f}."
         if "test_accuracy" in result

@@ -90,7 +90,7 @@ class Tracker:
     """Accelerate's tracker, held so that nothing it does can stop or delay a run. Main process only."""
 
     def __init__(self, accelerator: Accelerator, recipe: Recipe, settings: dict[str, Any], output: Path) -> None:
-        self.accelerator, self.state = accelerator, ""
+        self.accelerator, self.state = accelerator, "No tracker"
         self.on = recipe.run.tracker != "none"
         if not self.on:
             return

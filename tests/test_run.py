@@ -1,6 +1,12 @@
 """The script from end to end on a tiny task: what a run leaves behind, and that it can be trusted."""
 
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -84,7 +90,7 @@ def test_another_seed_gives_another_run(train):
     assert first[0]["train_loss"] != second[0]["train_loss"]
 
 
-GOLDEN = {"feature_extractor": [0.0, 0.0], "finetune": [0.0, 0.0]}
+GOLDEN = {"feature_extractor": [1.161044, 1.103142], "finetune": [1.119101, 1.077731]}  # float32, one thread or two
 
 
 @pytest.mark.parametrize("recipe", sorted(GOLDEN))
@@ -160,3 +166,25 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_advice(train, capsys):
     code, _ = train("--recipe", "finetune", "--optimizer", "sgd", "--lr", "1e30", "--clip-norm", "0")
     assert code == 2
     assert "Lower --lr" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_cleanly_and_says_what_was_kept(image_folder, tmp_path):
+    output = tmp_path / "run"
+    flags = f"--recipe finetune --data {image_folder} --output {output} --tracker none --model shufflenet_v2_x0_5"
+    tiny = "--weights none --image-size 32 --epochs 5000 --workers 2"
+    command = [sys.executable, "train.py", *flags.split(), *tiny.split()]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               env=environment, start_new_session=True)  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (output / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    shown, errors = running.communicate(timeout=60)
+    assert running.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert re.search(r"Stopped in epoch \d+ of 5000; the .* kept\.", shown)
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["stopped_early"] is True
+    assert summary["epochs_run"] == len(metrics(output))
+    assert load_file(output / "model" / "model.safetensors")

@@ -3,10 +3,12 @@
 accelerate launch train.py --recipe feature_extractor
 """
 
-from finetune.recipe import Rate, Recipe, Training
+from finetune.recipe import Images, Rate, Recipe, Training
 
 SETTINGS = Recipe(
-    recipe="feature_extractor", training=Training(optimizer="adamw", batch_size=16, lr=3e-3, schedule="cosine")
+    recipe="feature_extractor",
+    images=Images(crop_scale=0.35),
+    training=Training(batch_size=8, optimizer="adamw", lr=3e-4, schedule="cosine", label_smoothing=0.1),
 )
 
 

@@ -3,12 +3,20 @@
 accelerate launch train.py --recipe finetune --data path/to/folder --model resnet18
 """
 
-from finetune.recipe import Rate, Recipe, Training
+from finetune.recipe import Images, Rate, Recipe, Training
 
 SETTINGS = Recipe(
     recipe="finetune",
+    images=Images(crop_scale=0.35),
     training=Training(
-        optimizer="adamw", batch_size=16, lr=2e-4, schedule="cosine", warmup=0.1, clip_norm=1.0, weight_decay=0.05
+        batch_size=16,
+        optimizer="adamw",
+        lr=1e-4,
+        schedule="cosine",
+        warmup=0.1,
+        clip_norm=1.0,
+        weight_decay=0.05,
+        label_smoothing=0.1,
     ),
 )
 

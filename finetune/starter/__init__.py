@@ -22,6 +22,8 @@ def path(data: str) -> str:
         try:
             images.write(folder, PARTS[data])
         except OSError as error:
+            if folder.is_dir():  # another process was quicker
+                return str(folder)
             raise UserError(
                 f"the starter set cannot be written to {folder} ({error.strerror}). "
                 f"Set XDG_CACHE_HOME to a folder that can be written, or give images of your own: --data PATH"
