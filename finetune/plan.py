@@ -175,4 +175,4 @@ def show(title: str, table: list[Row], facts: dict[str, str]) -> Group:
 
 def in_words(size: int) -> str:
     """Bytes as MiB or GiB."""
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.3g} MiB"

@@ -63,11 +63,11 @@ def ending(result: dict[str, Any], epochs: int, output: Path) -> str:
     tested = (
         f"Test accuracy of that model: {result['test_accuracy']:.4f}."
         if "test_accuracy" in result
-        else f"The same {result['val_images']} images chose the epoch, so expect a little less on others; "
-        f"a test/ split would tell."
+        else f"The same {result['val_images']} images chose the epoch, so expect a little less on others. "
+        f"A test/ split would tell."
     )
     return (
         f"\n{stopped}Best validation accuracy {result['best_val_accuracy']:.4f} in epoch {result['best_epoch']}, "
-        f"after {result['total_seconds']:.0f} s in all. {tested}\n"
+        f"after {result['total_seconds']:.0f} s in all.\n{tested}\n"
         f"Model     {output / 'model'}\nPictures  {output / 'plots'}\nNumbers   {output / 'metrics.jsonl'}"
     )
