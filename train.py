@@ -8,6 +8,7 @@ python train.py --help
 import math
 import sys
 import time
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
@@ -42,9 +43,8 @@ def main(arguments: list[str]) -> int:
     # ---- network and images ------------------------------------------------------------------------------------------
     torch.manual_seed(run.seed)
     with accelerator.local_main_process_first():  # one download for all processes
-        model, preprocess = surgery.build(net.model, len(classes), net.weights, net.image_size)
-    stages = archs.stages(model, family)
-    rates = [recipes.load(recipe.recipe).rate(depth, len(stages)) for depth in range(len(stages))]
+        model, preprocess, stages = surgery.build(net, len(classes))
+    rates = recipes.rates(recipe, len(stages))
     freezing.set_phase(model, stages, rates, epoch=0)
     workers = hardware.worker_count(images.workers, device)
     loaders = data.make_loaders(folder.splits, preprocess, images, training, run.seed, workers, accelerator)
@@ -120,7 +120,7 @@ def main(arguments: list[str]) -> int:
             tracker.log_epoch(line)
             if improved:
                 score = {name: line[name] for name in ("epoch", "val_accuracy", "val_loss")}
-                artifact.save(output / "model", bare, net.model, classes, preprocess, score)
+                artifact.save(output / "model", bare, asdict(net), classes, preprocess, score)
         console.print(terminal.epoch_line(line, training.epochs, improved))
 
     # ---- end ---------------------------------------------------------------------------------------------------------

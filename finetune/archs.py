@@ -35,10 +35,17 @@ class Family:
     """The path of the layer that makes the logits."""
     first: str
     """The path of the first convolution."""
+    pool: str
+    """Where the last spatial map is pooled: a module, or a place behind the last one, which a richer pool then takes.
+    Empty where there is no such map."""
+    tail: str
+    """All that follows the pool, as one module."""
     aux: tuple[str, ...] = ()
     """The last layers of auxiliary heads."""
     aux_weight: float = 0.0
     """The weight of each auxiliary loss, as the architecture's paper sets it."""
+    relu_before_pool: bool = False
+    """The map is rectified inside the net's forward pass, so that a pool of ours has to do it itself."""
     after_head: str = ""
     """An activation behind the head, replaced by the identity: through it a new head can die at once."""
     size_argument: str = ""
@@ -59,11 +66,12 @@ def _blocks(*starts: int) -> tuple[str, ...]:
 def _vgg(models: str, *starts: int) -> Family:
     """VGG: five blocks of convolutions and three linear layers."""
     stages = (*_blocks(*starts), "classifier.0", "classifier[1:4]", "classifier[4:]")
-    return Family(models, stages, "classifier.6", "features.0")
+    return Family(models, stages, "classifier.6", "features.0", "avgpool", "classifier")
 
 
 def _mobilenet_v3(models: str, *starts: int) -> Family:
-    return Family(models, (*_blocks(*starts), "classifier.0", "classifier[1:]"), "classifier.3", "features.0.0")
+    stages = (*_blocks(*starts), "classifier.0", "classifier[1:]")
+    return Family(models, stages, "classifier.3", "features.0.0", "avgpool", "classifier")
 
 
 # fmt: off
@@ -72,20 +80,20 @@ FAMILIES = (
         "resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d resnext101_32x8d resnext101_64x4d "
         "wide_resnet50_2 wide_resnet101_2",
         ("conv1 bn1", "layer1", "layer2", "layer3", "layer4", "fc"),
-        "fc", "conv1",
+        "fc", "conv1", "avgpool", "fc",
     ),
     Family(
         "regnet_x_400mf regnet_x_800mf regnet_x_1_6gf regnet_x_3_2gf regnet_x_8gf regnet_x_16gf regnet_x_32gf "
         "regnet_y_400mf regnet_y_800mf regnet_y_1_6gf regnet_y_3_2gf regnet_y_8gf regnet_y_16gf regnet_y_32gf "
         "regnet_y_128gf",
         ("stem", "trunk_output.*", "fc"),
-        "fc", "stem.0",
+        "fc", "stem.0", "avgpool", "fc",
     ),
     Family(
         "alexnet",
         ("features[0:3]", "features[3:6]", "features[6:8]", "features[8:10]", "features[10:]", "classifier[0:2]",
          "classifier[2:5]", "classifier[5:]"),
-        "classifier.6", "features.0",
+        "classifier.6", "features.0", "avgpool", "classifier",
     ),
     _vgg("vgg11", 0, 3, 6, 11, 16),
     _vgg("vgg11_bn", 0, 4, 8, 15, 22),
@@ -98,13 +106,13 @@ FAMILIES = (
     Family(
         "squeezenet1_0",
         ("features[0:3]", "features[3:7]", "features[7:12]", "features[12:]", "classifier"),
-        "classifier.1", "features.0",
+        "classifier.1", "features.0", "classifier.pool", "classifier",
         after_head="classifier.2",
     ),
     Family(
         "squeezenet1_1",
         ("features[0:3]", "features[3:6]", "features[6:9]", "features[9:]", "classifier"),
-        "classifier.1", "features.0",
+        "classifier.1", "features.0", "classifier.pool", "classifier",
         after_head="classifier.2",
     ),
     Family(
@@ -112,15 +120,15 @@ FAMILIES = (
         ("features.conv0 features.norm0", "features.denseblock1 features.transition1",
          "features.denseblock2 features.transition2", "features.denseblock3 features.transition3",
          "features.denseblock4 features.norm5", "classifier"),
-        "classifier", "features.conv0",
-        renamed_keys=(r"(\.denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2"),
+        "classifier", "features.conv0", "features.pool", "classifier",
+        relu_before_pool=True, renamed_keys=(r"(\.denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2"),
     ),
     Family(
         "googlenet",
         ("conv1 conv2 conv3", "inception3a inception3b",
          "inception4a inception4b inception4c inception4d inception4e", "inception5a inception5b",
          "dropout fc aux1 aux2"),
-        "fc", "conv1.conv",
+        "fc", "conv1.conv", "avgpool", "fc",
         aux=("aux1.fc2", "aux2.fc2"), aux_weight=0.3, options=(("aux_logits", True),),
         pretrained_options=(("transform_input", True), ("init_weights", False)),
     ),
@@ -128,7 +136,7 @@ FAMILIES = (
         "inception_v3",
         ("Conv2d_1a_3x3 Conv2d_2a_3x3 Conv2d_2b_3x3", "Conv2d_3b_1x1 Conv2d_4a_3x3", "Mixed_5b Mixed_5c Mixed_5d",
          "Mixed_6a Mixed_6b Mixed_6c Mixed_6d Mixed_6e", "Mixed_7a Mixed_7b Mixed_7c", "dropout fc AuxLogits"),
-        "fc", "Conv2d_1a_3x3.conv",
+        "fc", "Conv2d_1a_3x3.conv", "avgpool", "fc",
         aux=("AuxLogits.fc",), aux_weight=0.4, options=(("aux_logits", True),),
         pretrained_options=(("transform_input", True), ("init_weights", False)),
     ),
@@ -136,46 +144,46 @@ FAMILIES = (
         "mobilenet_v2",
         ("features[0:2]", "features[2:4]", "features[4:7]", "features[7:14]", "features[14:18]", "features.18",
          "classifier"),
-        "classifier.1", "features.0.0",
+        "classifier.1", "features.0.0", "features.pool", "classifier",
     ),
     _mobilenet_v3("mobilenet_v3_large", 0, 2, 4, 7, 13, 16),
     _mobilenet_v3("mobilenet_v3_small", 0, 1, 2, 4, 9, 12),
     Family(
         "mnasnet0_5 mnasnet0_75 mnasnet1_0 mnasnet1_3",
         ("layers[0:8]", "layers.8", "layers.9", "layers[10:12]", "layers[12:14]", "layers[14:]", "classifier"),
-        "classifier.1", "layers.0",
+        "classifier.1", "layers.0", "layers.pool", "classifier",
     ),
     Family(
         "shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0",
         ("conv1", "stage2", "stage3", "stage4", "conv5", "fc"),
-        "fc", "conv1.0",
+        "fc", "conv1.0", "conv5.pool", "fc",
     ),
     Family(
         "efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4 efficientnet_b5 "
         "efficientnet_b6 efficientnet_b7 efficientnet_v2_s efficientnet_v2_m efficientnet_v2_l",
         ("features.*", "classifier"),
-        "classifier.1", "features.0.0",
+        "classifier.1", "features.0.0", "avgpool", "classifier",
     ),
     Family(
         "convnext_tiny convnext_small convnext_base convnext_large",
         ("features.0", "features.1", "features[2:4]", "features[4:6]", "features[6:8] classifier.0", "classifier.2"),
-        "classifier.2", "features.0.0",
+        "classifier.2", "features.0.0", "avgpool", "classifier",
     ),
     Family(
         "swin_t swin_s swin_b swin_v2_t swin_v2_s swin_v2_b",
         ("features.0", "features.1", "features[2:4]", "features[4:6]", "features[6:8] norm", "head"),
-        "head", "features.0.0",
+        "head", "features.0.0", "avgpool", "head",
     ),
     Family(
         "vit_b_16 vit_b_32 vit_l_16 vit_l_32 vit_h_14",
         ("conv_proj class_token encoder.pos_embedding encoder.dropout", "encoder.layers.* encoder.ln", "heads"),
-        "heads.head", "conv_proj",
+        "heads.head", "conv_proj", "", "heads",
         size_argument="image_size",
     ),
     Family(
         "maxvit_t",
         ("stem", "blocks.*", "classifier[:5]", "classifier.5"),
-        "classifier.5", "stem.0.0",
+        "classifier.5", "stem.0.0", "classifier.pool", "classifier",
         size_argument="input_size",
     ),
 )
@@ -191,21 +199,30 @@ def find(name: str) -> Family:
     return BY_NAME[name]
 
 
-def stages(model: nn.Module, family: Family) -> list[list[str]]:
-    """The paths of modules (and of parameters that belong to no smaller module) at each depth, stem first."""
+def stages(model: nn.Module, family: Family, head: str | None = None) -> list[list[str]]:
+    """The paths of modules (and of parameters that belong to no smaller module) at each depth, stem first.
+
+    `head` is the path of the head where it is not the one of the table but takes the place of all behind the pool: the
+    stages that it replaces are gone then.
+    """
     depths: list[list[str]] = []
     for line in family.stages:
-        depths.append([])
+        paths: list[list[str]] = [[]]
         for token in line.split():
+            if head and re.match(rf"{re.escape(head)}(\.|\[|$)", token):
+                continue
             if token.endswith(".*"):
                 path = token.removesuffix(".*")
-                depths[-1:] = [[f"{path}.{child}"] for child, _ in model.get_submodule(path).named_children()]
+                paths[-1:] = [[f"{path}.{child}"] for child, _ in model.get_submodule(path).named_children()]
             elif sliced := re.fullmatch(r"(.+)\[(\d*):(\d*)\]", token):
                 path, start, stop = sliced.groups()
                 children = [child for child, _ in model.get_submodule(path).named_children()]
-                depths[-1] += [f"{path}.{c}" for c in children[int(start or 0) : int(stop) if stop else None]]
+                paths[-1] += [f"{path}.{c}" for c in children[int(start or 0) : int(stop) if stop else None]]
             else:
-                depths[-1].append(token)
+                paths[-1].append(token)
+        depths += [found for found in paths if found or line == family.stages[-1]]
+    if head:
+        depths[-1].append(head)
     return depths
 
 

@@ -17,12 +17,18 @@ FORMAT = 1
 
 
 def save(
-    folder: Path, model: nn.Module, name: str, classes: list[str], preprocess: Preprocess, score: dict[str, Any]
+    folder: Path,
+    model: nn.Module,
+    net: dict[str, Any],
+    classes: list[str],
+    preprocess: Preprocess,
+    score: dict[str, Any],
 ) -> None:
     """Write the folder anew; an earlier one is replaced only when the new one is whole.
 
     `model.safetensors` holds the plain torchvision state dict, float32, under torchvision's key names. `model.json`
-    holds the architecture, class names in the order of the outputs, evaluation transform and score.
+    holds what `net` says of the architecture (its name under `model`, the head, the channels), class names in the order
+    of the outputs, evaluation transform and score.
     """
     fresh, stale = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     for leftover in (fresh, stale):
@@ -30,15 +36,7 @@ def save(
     fresh.mkdir(parents=True)
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     save_file(state, fresh / "model.safetensors", metadata={"format": "pt"})
-    card = {
-        "format": FORMAT,
-        "model": name,
-        "head": "linear",
-        "in_channels": 3,
-        "classes": classes,
-        "preprocess": asdict(preprocess),
-        "score": score,
-    }
+    card = {"format": FORMAT, **net, "classes": classes, "preprocess": asdict(preprocess), "score": score}
     (fresh / "model.json").write_text(json.dumps(card, indent=2) + "\n")
     if folder.exists():
         folder.rename(stale)

@@ -33,6 +33,22 @@ class Net:
     weights: str = "default"
     """default: torchvision's best (downloaded once), or the built-in ones of the starter set's backbone. none: random.
     Or a file, .safetensors or .pth, under torchvision's key names; or the model/ folder of an earlier run."""
+    head: Literal["linear", "mlp", "concat_pool"] = "linear"
+    """linear: one layer. mlp: hidden layers before it. concat_pool: mean and maximum of the last map side by side, then
+    BatchNorm, dropout and hidden layers."""
+    hidden: tuple[int, ...] = (512,)
+    """Widths of the hidden layers of an mlp or concat_pool head."""
+    dropout: float = 0.5
+    """Dropout in an mlp or concat_pool head."""
+    head_batchnorm: bool = False
+    """BatchNorm behind each hidden layer of an mlp head."""
+    pool_size: int | None = None
+    """Pool the last map to this many cells a side; the head then takes the place of everything behind the map."""
+    in_channels: int = 3
+    """Channels of the images. 1: grey, from colour files too. Others: for arrays; the weights' three are cycled."""
+    first_layer: Literal["sum", "luma"] = "sum"
+    """How the first layer takes one channel. sum: right where grey stands for red = green = blue, as in photographs;
+    the pretrained net then says what it said of that copy. luma: the channels' weighted mean, a third as strong."""
     image_size: int | None = None
     """Side of the square input in pixels. None: what the weights were trained for; 64 for the starter's backbone."""
 
@@ -143,6 +159,12 @@ def resolve(recipe: Recipe) -> Recipe:
     check("warmup", training.warmup, 0 <= training.warmup < 1, "a share, at least 0 and below 1")
     check("clip-norm", training.clip_norm, training.clip_norm >= 0, "at least 0 (0 never clips)")
     check("label-smoothing", training.label_smoothing, 0 <= training.label_smoothing < 1, "at least 0 and below 1")
+    check("dropout", net.dropout, 0 <= net.dropout < 1, "at least 0 and below 1")
+    check("in-channels", net.in_channels, net.in_channels >= 1, "at least 1")
+    for width in net.hidden:
+        check("hidden", width, width >= 1, "widths of at least 1")
+    if net.pool_size is not None:
+        check("pool-size", net.pool_size, net.pool_size >= 1, "at least 1")
     check("val-fraction", images.val_fraction, 0 < images.val_fraction < 1, "between 0 and 1")
     check("crop-scale", images.crop_scale, 0 < images.crop_scale <= 1, "above 0 and at most 1")
     check("workers", images.workers, images.workers >= -1, "a number of processes, or -1 for auto")

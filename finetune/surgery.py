@@ -18,33 +18,29 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from finetune.archs import Family, Preprocess, find, preprocess
+from finetune.archs import Family, Preprocess, find, preprocess, stages
 from finetune.errors import UserError
+from finetune.heads import replace_head
+from finetune.recipe import Net
 
 STARTER_FOLDER = Path(__file__).parent / "starter" / "backbone"
 
 
-def build(name: str, classes: int, weights: str, image_size: int | None = None) -> tuple[nn.Module, Preprocess]:
-    """A torchvision model with a new linear head, and the evaluation transform that belongs to its weights.
+def build(net: Net, classes: int) -> tuple[nn.Module, Preprocess, list[list[str]]]:
+    """A torchvision model with a new head, its evaluation transform, and the paths at each of its depths.
 
-    Args:
-        name: one of torchvision's classification models.
-        classes: outputs of the new head. Its weights are zero, so that the first loss is ln(classes) and the first
-            update leaves pretrained features alone.
-        weights: `default`, `starter`, `none`, a weights file, or a model folder.
-        image_size: side of the input in pixels, or None for that of the weights.
-
-    Everything but the heads has the weights' values under torchvision's own key names; with `none` it is torchvision's
-    random initialisation, drawn from torch's global generator. Raises `UserError` for weights that cannot be had, are
-    no weights, or do not fit.
+    Everything but the heads has the weights' values under torchvision's own key names; with `--weights none` it is
+    torchvision's random initialisation, drawn from torch's global generator. The transform is the one that belongs to
+    the weights. Raises `UserError` for weights that cannot be had, are no weights, or do not fit, and for a head or an
+    input that the architecture does not take.
     """
-    family = find(name)
-    transform, state = preprocess(name), None
-    if weights != "none":
-        state, own_transform = _read(name, weights)
+    family = find(net.model)
+    transform, state = preprocess(net.model), None
+    if net.weights != "none":
+        state, own_transform = _read(net.model, net.weights)
         transform = own_transform or transform
-    if image_size is not None:
-        transform = transform.at_size(image_size)
+    if net.image_size is not None:
+        transform = transform.at_size(net.image_size)
     options = dict(family.options)
     if family.size_argument:
         side = transform.crop
@@ -56,28 +52,48 @@ def build(name: str, classes: int, weights: str, image_size: int | None = None) 
     try:
         # Parameters that the file replaces are never drawn: large nets start in a fraction of the time.
         with nullcontext() if state is None else init_empty_weights(include_buffers=False):
-            model = torchvision.models.get_model(name, weights=None, **options)
+            model = torchvision.models.get_model(net.model, weights=None, **options)
     except (ValueError, AssertionError) as error:
-        raise UserError(f"{name} cannot be built for images of {transform.crop} pixels: {error}") from error
+        raise UserError(f"{net.model} cannot be built for images of {transform.crop} pixels: {error}") from error
     if state is not None:
-        _load(model, family, state, f"--weights {weights}", name)
-    for path in (family.head, *family.aux):
-        replace_head(model, path, classes)
-    if family.after_head:
-        model.set_submodule(family.after_head, nn.Identity())
-    return model, transform
+        _load(model, family, state, f"--weights {net.weights}", net.model)
+    if net.in_channels != 3:
+        transform = convert_first_layer(model, family, transform, net.in_channels, net.first_layer)
+    head = replace_head(
+        model, family, classes, net.head, net.hidden, net.dropout, net.head_batchnorm, net.pool_size, transform.crop
+    )
+    return model, transform, stages(model, family, head)
 
 
-def replace_head(model: nn.Module, path: str, classes: int) -> None:
-    """Put a new layer with `classes` outputs at `path`, which holds a Linear or, in SqueezeNet, a 1 × 1 convolution."""
-    old = model.get_submodule(path)
-    if isinstance(old, nn.Conv2d):
-        new: nn.Module = nn.Conv2d(old.in_channels, classes, kernel_size=1)
+# What the ITU's BT.601 weighs red, green and blue with; Pillow's conversion to grey is the same.
+LUMA = (0.299, 0.587, 0.114)
+
+
+def convert_first_layer(model: nn.Module, family: Family, transform: Preprocess, channels: int, how: str) -> Preprocess:
+    """Let a net for three channels take another number, keeping its weights, and give the transform that fits.
+
+    One channel by `sum`: the kernels of the three channels are added up, so that the net says of a grey image what it
+    said of its copy with red = green = blue. By `luma`: they are added with the weights of BT.601, a third as strong on
+    average. Several channels: the three are cycled through and scaled by 3 / channels, as timm does
+    (`adapt_input_conv`).
+    """
+    old = model.get_submodule(family.first)
+    rgb = old.weight.detach()  # (out, 3, h, w)
+    if channels == 1:
+        shares = torch.tensor(LUMA if how == "luma" else (1.0, 1.0, 1.0), dtype=rgb.dtype, device=rgb.device)
+        weight = (rgb * shares.view(1, 3, 1, 1)).sum(1, keepdim=True)  # (out, 1, h, w)
     else:
-        new = nn.Linear(old.in_features, classes)
-    nn.init.zeros_(new.weight)
-    nn.init.zeros_(new.bias)
-    model.set_submodule(path, new)
+        weight = rgb[:, [k % 3 for k in range(channels)]] * (3 / channels)  # (out, channels, h, w)
+    old.in_channels = channels
+    old.weight = nn.Parameter(weight)
+    mean, std = transform.mean, transform.std
+    if getattr(model, "transform_input", False):
+        # This net turns ImageNet's normalisation into another inside, channel by channel: do that one outside instead.
+        model.transform_input, mean, std = False, (0.5,) * 3, (0.5,) * 3
+    if channels == 1:
+        return replace(transform, mean=(sum(mean) / 3,), std=(sum(std) / 3,))
+    cycled = range(channels)
+    return replace(transform, mean=tuple(mean[k % 3] for k in cycled), std=tuple(std[k % 3] for k in cycled))
 
 
 def _read(name: str, weights: str) -> tuple[dict[str, Tensor], Preprocess | None]:

@@ -5,6 +5,8 @@ import os
 import signal
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tiny nets gain nothing from threads and lose from waiting
+
 import numpy as np
 import pytest
 import torch

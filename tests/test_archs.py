@@ -8,6 +8,7 @@ from torch import nn
 
 from finetune import archs, surgery
 from finetune.errors import UserError
+from finetune.recipe import Net
 
 MODELS = torchvision.models.list_models(module=torchvision.models)
 CLASSES = 7
@@ -16,7 +17,7 @@ CLASSES = 7
 def build_empty(name: str) -> tuple[nn.Module, archs.Preprocess]:
     """The net with its new head on the meta device: shapes without values, in a fraction of a second."""
     with init_empty_weights(include_buffers=False):
-        model, preprocess = surgery.build(name, CLASSES, "none")
+        model, preprocess = surgery.build(Net(model=name, weights="none"), CLASSES)[:2]
     return model.to("meta"), preprocess
 
 

@@ -4,12 +4,12 @@ import torch
 from torch import nn
 
 from finetune import archs, freezing, surgery
-from finetune.recipe import Rate
+from finetune.recipe import Net, Rate
 
 
 def build():
     torch.manual_seed(0)
-    model, _ = surgery.build("resnet18", 3, "none")
+    model, _ = surgery.build(Net(model="resnet18", weights="none"), 3)[:2]
     return model, archs.stages(model, archs.find("resnet18"))
 
 
@@ -40,7 +40,7 @@ def test_after_training_frozen_parameters_and_buffers_are_bit_for_bit_what_was_l
 
     for name, head in (("shufflenet_v2_x0_5", "fc."), ("resnet18", "fc.")):
         torch.manual_seed(1)
-        model, _ = surgery.build(name, 3, "none")
+        model, _ = surgery.build(Net(model=name, weights="none"), 3)[:2]
         for module in model.modules():  # statistics that a single batch in training mode would move
             if isinstance(module, nn.BatchNorm2d):
                 module.running_mean.normal_()

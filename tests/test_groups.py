@@ -4,12 +4,12 @@ import torch
 from torch import nn
 
 from finetune import archs, groups, surgery
-from finetune.recipe import Rate, Training
+from finetune.recipe import Net, Rate, Training
 
 
 def small_net() -> tuple[nn.Module, list[list[str]]]:
     torch.manual_seed(0)
-    model, _ = surgery.build("shufflenet_v2_x0_5", 3, "none")
+    model, _ = surgery.build(Net(model="shufflenet_v2_x0_5", weights="none"), 3)[:2]
     return model, archs.stages(model, archs.find("shufflenet_v2_x0_5"))
 
 

@@ -9,7 +9,7 @@ from conftest import ROOT
 LAYERS = (
     {"train"},
     {"plan", "evaluate", "tracking", "plots", "artifact", "terminal"},
-    {"surgery", "freezing", "groups", "schedule", "data", "loss", "hardware", "folders", "recipes", "starter"},
+    {"surgery", "freezing", "groups", "schedule", "data", "loss", "hardware", "folders", "heads", "recipes", "starter"},
     {"recipe", "archs", "errors"},
 )
 

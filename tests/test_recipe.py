@@ -19,14 +19,14 @@ def test_every_recipe_answers_for_every_depth():
         module = recipes.load(name)
         assert module.SETTINGS.recipe == name
         for depths in (4, 14):
-            answers = [module.rate(depth, depths) for depth in range(depths)]
+            answers = recipes.rates(module.SETTINGS, depths)
             assert all(answer is None or isinstance(answer, Rate) for answer in answers)
             assert answers[-1] == Rate(1.0), "the head is trained from the start, at the full rate"
 
 
 def test_feature_extractor_trains_the_head_alone_and_finetune_everything():
-    assert [recipes.load("feature_extractor").rate(d, 5) for d in range(5)] == [None] * 4 + [Rate(1.0)]
-    assert [recipes.load("finetune").rate(d, 5) for d in range(5)] == [Rate(1.0)] * 5
+    assert recipes.rates(recipes.load("feature_extractor").SETTINGS, 5) == [None] * 4 + [Rate(1.0)]
+    assert recipes.rates(recipes.load("finetune").SETTINGS, 5) == [Rate(1.0)] * 5
 
 
 def test_a_flag_overrides_the_recipes_default():

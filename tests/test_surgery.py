@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from finetune import surgery
 from finetune.errors import UserError
+from finetune.recipe import Net
 
 NAME = "shufflenet_v2_x0_5"
 
@@ -23,7 +24,7 @@ def state():
 
 def test_weights_are_loaded_and_the_new_head_starts_at_zero(state, tmp_path):
     save_file(state, tmp_path / "w.safetensors")
-    model, preprocess = surgery.build(NAME, 5, str(tmp_path / "w.safetensors"))
+    model, preprocess = surgery.build(Net(model=NAME, weights=str(tmp_path / "w.safetensors")), 5)[:2]
     for key, value in model.state_dict().items():
         if not key.startswith("fc."):
             assert torch.equal(value, state[key]), key
@@ -38,7 +39,7 @@ def test_weights_are_loaded_and_the_new_head_starts_at_zero(state, tmp_path):
 )
 def test_pth_files_in_their_usual_shapes_are_read(state, tmp_path, wrap):
     torch.save(wrap(state), tmp_path / "w.pth")
-    model, _ = surgery.build(NAME, 5, str(tmp_path / "w.pth"))
+    model, _ = surgery.build(Net(model=NAME, weights=str(tmp_path / "w.pth")), 5)[:2]
     assert torch.equal(model.conv1[0].weight, state["conv1.0.weight"])
 
 
@@ -49,10 +50,10 @@ def test_a_pth_file_with_code_in_it_is_refused_and_not_run(tmp_path):
 
     (tmp_path / "evil.pth").write_bytes(pickle.dumps({"conv1.0.weight": Boom()}))
     with pytest.raises(UserError, match="is not a weights file"):
-        surgery.build(NAME, 5, str(tmp_path / "evil.pth"))
+        surgery.build(Net(model=NAME, weights=str(tmp_path / "evil.pth")), 5)[:2]
     torch.save({"conv1.0.weight": Boom()}, tmp_path / "evil2.pth")
     with pytest.raises(UserError, match="is not a weights file"):
-        surgery.build(NAME, 5, str(tmp_path / "evil2.pth"))
+        surgery.build(Net(model=NAME, weights=str(tmp_path / "evil2.pth")), 5)[:2]
     assert not (tmp_path / "owned").exists()
 
 
@@ -61,11 +62,11 @@ def test_weights_that_do_not_fit_name_the_keys(state, tmp_path):
     with pytest.raises(
         UserError, match=r"does not fit resnet18: \d+ missing \(conv1.weight, .*unexpected \(conv1.0.weight, "
     ):
-        surgery.build("resnet18", 5, str(tmp_path / "w.pth"))
+        surgery.build(Net(model="resnet18", weights=str(tmp_path / "w.pth")), 5)[:2]
     narrow = {**state, "conv1.0.weight": torch.zeros(24, 1, 3, 3)}
     save_file(narrow, tmp_path / "n.safetensors")
     with pytest.raises(UserError, match=r"1 of another shape \(conv1.0.weight \(24, 1, 3, 3\) for \(24, 3, 3, 3\)\)"):
-        surgery.build(NAME, 5, str(tmp_path / "n.safetensors"))
+        surgery.build(Net(model=NAME, weights=str(tmp_path / "n.safetensors")), 5)[:2]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_weights_that_do_not_fit_name_the_keys(state, tmp_path):
 def test_a_file_that_holds_no_weights_is_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=name):
-        surgery.build(NAME, 5, str(tmp_path / name))
+        surgery.build(Net(model=NAME, weights=str(tmp_path / name)), 5)[:2]
 
 
 def test_weights_that_cannot_be_downloaded_offer_a_file(monkeypatch):
@@ -88,7 +89,7 @@ def test_weights_that_cannot_be_downloaded_offer_a_file(monkeypatch):
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     with pytest.raises(UserError, match=r"resnet18 cannot be downloaded \(no network\).*https://.*--weights PATH"):
-        surgery.build("resnet18", 5, "default")
+        surgery.build(Net(model="resnet18", weights="default"), 5)[:2]
 
 
 def test_a_model_folder_brings_its_own_transform(state, tmp_path):
@@ -98,12 +99,12 @@ def test_a_model_folder_brings_its_own_transform(state, tmp_path):
         "preprocess": {"resize": 72, "crop": 64, "interpolation": "bilinear", "mean": [0.5] * 3, "std": [0.2] * 3},
     }
     (tmp_path / "model.json").write_text(json.dumps(card))
-    _, preprocess = surgery.build(NAME, 5, str(tmp_path))
+    _, preprocess = surgery.build(Net(model=NAME, weights=str(tmp_path)), 5)[:2]
     assert (preprocess.crop, preprocess.mean) == (64, (0.5, 0.5, 0.5))
-    _, preprocess = surgery.build(NAME, 5, str(tmp_path), image_size=128)
+    _, preprocess = surgery.build(Net(model=NAME, weights=str(tmp_path), image_size=128), 5)[:2]
     assert (preprocess.crop, preprocess.resize) == (128, 144)
     with pytest.raises(UserError, match=f"--model {NAME}"):
-        surgery.build("resnet18", 5, str(tmp_path))
+        surgery.build(Net(model="resnet18", weights=str(tmp_path)), 5)[:2]
 
 
 def test_old_densenet_keys_are_brought_up_to_date(tmp_path):
@@ -112,6 +113,6 @@ def test_old_densenet_keys_are_brought_up_to_date(tmp_path):
     old = {k.replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2."): v for k, v in state.items()}
     assert old.keys() != state.keys()
     torch.save(old, tmp_path / "d.pth")
-    model, _ = surgery.build("densenet121", 5, str(tmp_path / "d.pth"))
+    model, _ = surgery.build(Net(model="densenet121", weights=str(tmp_path / "d.pth")), 5)[:2]
     key = "features.denseblock1.denselayer1.norm1.weight"
     assert torch.equal(model.state_dict()[key], state[key])

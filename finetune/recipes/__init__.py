@@ -1,7 +1,7 @@
 """The recipes by name, and the command line that each of them makes.
 
-A recipe is a module with `SETTINGS`, a `Recipe`, and `rate(depth, depths)`, which answers for one depth of the network
-(0 the stem, `depths - 1` the head): `None` where it is frozen, else its `Rate`.
+A recipe is a module with `SETTINGS`, a `Recipe`, and `rate(settings, depth, depths)`, which answers for one depth of
+the network (0 the stem, `depths - 1` the head): `None` where it is frozen, else its `Rate`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from types import ModuleType
 import tyro
 
 from finetune.errors import unknown
-from finetune.recipe import Recipe, resolve
+from finetune.recipe import Rate, Recipe, resolve
 
 NAMES = sorted(module.name for module in pkgutil.iter_modules(__path__))
 
@@ -24,6 +24,12 @@ def load(name: str) -> ModuleType:
     if name not in NAMES:
         raise unknown("recipe", name, NAMES)
     return importlib.import_module(f"finetune.recipes.{name}")
+
+
+def rates(recipe: Recipe, depths: int) -> list[Rate | None]:
+    """The recipe's answer for each depth, stem first."""
+    module = load(recipe.recipe)
+    return [module.rate(recipe, depth, depths) for depth in range(depths)]
 
 
 def from_command_line(arguments: list[str]) -> Recipe:
