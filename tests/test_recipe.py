@@ -36,10 +36,10 @@ def test_a_flag_overrides_the_recipes_default():
 
 
 def test_auto_picks_the_starter_backbone_or_resnet18():
-    assert resolve(Recipe()).net == Net("shufflenet_v2_x0_5", "starter", 64)
+    assert resolve(Recipe()).net == Net("shufflenet_v2_x0_5", "starter", image_size=64)
     assert resolve(Recipe(images=Images(data="photos"))).net == Net("resnet18", "default")
     assert resolve(Recipe(net=Net(model="resnet50"))).net.weights == "default"
-    assert resolve(Recipe(net=Net(weights="none"))).net == Net("shufflenet_v2_x0_5", "none", 64)
+    assert resolve(Recipe(net=Net(weights="none"))).net == Net("shufflenet_v2_x0_5", "none", image_size=64)
 
 
 @pytest.mark.parametrize(
