@@ -12,7 +12,7 @@ from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
-from finetune import archs, folders, recipes, starter
+from finetune import archs, imagesets, recipes
 from finetune.errors import STOPPED, UserError, exit_code
 
 
@@ -26,8 +26,8 @@ def main(arguments: list[str]) -> int:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output} exists already. Name a new folder, or remove it.")
     family = archs.find(net.model)
-    folder = folders.read(starter.path(images.data), images.val_fraction, run.seed, images.skip_bad_images)
-    classes = folder.classes
+    imageset = imagesets.read(images, net.in_channels, run.seed)
+    classes = imageset.classes
 
     import torch
 
@@ -47,12 +47,12 @@ def main(arguments: list[str]) -> int:
     rates = recipes.rates(recipe, len(stages))
     freezing.set_phase(model, stages, rates, epoch=0)
     workers = hardware.worker_count(images.workers, device)
-    loaders = data.make_loaders(folder.splits, preprocess, images, training, run.seed, workers, accelerator)
+    loaders = data.make_loaders(imageset.splits, preprocess, images, training, run.seed, workers, accelerator)
     train_count, updates_per_epoch = len(loaders["train"].dataset), len(loaders["train"])
 
     # ---- plan --------------------------------------------------------------------------------------------------------
     console.print(plan.make(
-        recipe, model, stages, rates, preprocess, folder, updates_per_epoch, accelerator, precision, workers
+        recipe, model, stages, rates, preprocess, imageset, updates_per_epoch, accelerator, precision, workers
     ))  # fmt: skip
     if run.plan:
         return 0

@@ -21,8 +21,9 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
 from finetune.archs import Preprocess
+from finetune.arrays import channels as array_channels
 from finetune.errors import UserError
-from finetune.folders import Split
+from finetune.imagesets import Split
 from finetune.recipe import Images, Training
 
 
@@ -39,7 +40,7 @@ class Batch(NamedTuple):
     """What a loader yields."""
 
     images: Tensor
-    """(N, C, H, W), uint8."""
+    """(N, C, H, W), uint8, or float32 in [0, 1] from arrays of floats."""
     labels: Tensor
     """(N,), int64."""
     shares: Tensor
@@ -53,16 +54,29 @@ def mixed(*numbers: int) -> int:
     return int.from_bytes(blake2b(repr(numbers).encode(), digest_size=8).digest(), "big") >> 1
 
 
-def decode(path: str) -> Tensor:
-    """The image as (3, H, W) uint8, upright by its EXIF orientation. Raises `UserError` with the path."""
+def load(item: str | np.ndarray | Image.Image, channels: int) -> Tensor:
+    """An image as (C, H, W): uint8, or float32 in [0, 1] where it comes from an array of floats.
+
+    A file is turned upright by its EXIF orientation. Grey becomes red = green = blue and colour becomes BT.601's luma
+    where the net wants it so. Raises `UserError` with the path of a file that does not decode.
+    """
+    if isinstance(item, np.ndarray):
+        given, axis = array_channels(item.shape)
+        x = torch.from_numpy(np.array(item))
+        x = x[None] if axis < 0 else x.movedim(axis, 0)  # (C, H, W)
+        x = x.float() if x.is_floating_point() else x
+        return x if given == channels else functional.rgb_to_grayscale(x, channels)
+    mode = "L" if channels == 1 else "RGB"
+    if isinstance(item, Image.Image):
+        return functional.pil_to_tensor(item.convert(mode))
     try:
-        with Image.open(path) as image:
+        with Image.open(item) as image:
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255 instead of scaling
                 image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-            return functional.pil_to_tensor(image.convert("RGB"))
+            return functional.pil_to_tensor(image.convert(mode))
     except Exception as error:
-        raise UserError(f"{path} does not decode: {error}") from error
+        raise UserError(f"{item} does not decode: {error}") from error
 
 
 def evaluation_transform(preprocess: Preprocess) -> v2.Transform:
@@ -91,19 +105,19 @@ def training_transform(preprocess: Preprocess, augment: str, crop_scale: float) 
 class Samples(Dataset):
     """Images of one split under a transform, indexed by `Draw`."""
 
-    def __init__(self, paths: list[str], labels: list[int], transform: v2.Transform, seed: int) -> None:
-        self.paths, self.labels, self.transform, self.seed = paths, labels, transform, seed
+    def __init__(self, split: Split, channels: int, transform: v2.Transform, seed: int) -> None:
+        self.split, self.channels, self.transform, self.seed = split, channels, transform, seed
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.split.labels)
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, int, float, int]:
-        image = decode(self.paths[draw.index])  # (3, H, W) uint8
+        image = load(self.split.items[draw.index], self.channels)  # (C, H, W)
         with torch.random.fork_rng(devices=[]):
             # The CPU generator alone, which v2 draws from: torch.manual_seed would also visit every device.
             torch.random.default_generator.manual_seed(mixed(self.seed, draw.epoch, draw.index))
             image = self.transform(image)
-        return image, self.labels[draw.index], draw.share, draw.index
+        return image, self.split.labels[draw.index], draw.share, draw.index
 
 
 class GlobalBatches(Sampler[list[Draw]]):
@@ -162,12 +176,12 @@ def make_loaders(
     for name, split in splits.items():
         if name == "train":
             transform = training_transform(preprocess, images.augment, images.crop_scale)
-            batches = GlobalBatches(len(split.paths), training.batch_size, seed, process, processes)
+            batches = GlobalBatches(len(split.labels), training.batch_size, seed, process, processes)
         else:
             transform = evaluation_transform(preprocess)
-            batches = GlobalBatches(len(split.paths), training.eval_batch_size * processes, None, process, processes)
+            batches = GlobalBatches(len(split.labels), training.eval_batch_size * processes, None, process, processes)
         loaders[name] = DataLoader(
-            Samples(split.paths, split.labels, transform, seed),
+            Samples(split, len(preprocess.mean), transform, seed),
             batch_sampler=batches,
             num_workers=workers,
             pin_memory=accelerator.device.type == "cuda",
@@ -185,9 +199,10 @@ def _collate(samples: list[tuple[Tensor, int, float, int]]) -> Batch:
 
 
 def to_input(images: Tensor, preprocess: Preprocess, device: torch.device, channels_last: bool) -> Tensor:
-    """uint8 images (N, C, H, W) on any device → normalised float32 ones on `device`."""
+    """Images (N, C, H, W), uint8 or in [0, 1], on any device → normalised float32 ones on `device`."""
+    scale = 255 if images.dtype == torch.uint8 else 1
     layout = torch.channels_last if channels_last else torch.contiguous_format
     x = images.to(device, non_blocking=True).to(torch.float32, memory_format=layout)  # (N, C, H, W)
-    mean = torch.tensor(preprocess.mean, device=device).view(1, -1, 1, 1) * 255
-    std = torch.tensor(preprocess.std, device=device).view(1, -1, 1, 1) * 255
+    mean = torch.tensor(preprocess.mean, device=device).view(1, -1, 1, 1) * scale
+    std = torch.tensor(preprocess.std, device=device).view(1, -1, 1, 1) * scale
     return x.sub_(mean).div_(std)

@@ -6,49 +6,27 @@ Nothing here needs torch, so that a wrong path is told in a fraction of a second
 from __future__ import annotations
 
 import os
-import random
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from finetune.errors import UserError
+from finetune.imagesets import ImageSet, Split, grouped, stratified
 
 # torchvision's ImageFolder reads these and passes over the rest, .gif among them.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 SPLITS = ("train", "val", "test")
 
 
-@dataclass(frozen=True)
-class Split:
-    """One split: files and, for each, the position of its class."""
-
-    paths: list[str]
-    labels: list[int]
-
-
-@dataclass(frozen=True)
-class Folder:
-    """An image folder that was read and checked."""
-
-    classes: list[str]
-    """Class names, sorted; a label is a position in this list."""
-    splits: dict[str, Split]
-    """`train`, `val` and, where there is one, `test`."""
-    skipped: int
-    """Images left out because they do not decode."""
-
-
-def read(root: str, val_fraction: float, seed: int, skip_bad_images: bool) -> Folder:
-    """Read `root`: a folder with train/ and val/ (test/ is optional), or one folder of class folders, which is split.
+def read(top: Path, val_fraction: float, seed: int, skip_bad_images: bool) -> ImageSet:
+    """Read `top`: a folder with train/ and val/ (test/ is optional), or one folder of class folders, which is split.
 
     The split of one folder is stratified: of each class `val_fraction`, rounded, but at least one image on either
     side, drawn by `seed`. Every mistake in the folder is a `UserError` that names the file or class.
     """
-    top = Path(root).expanduser()
     if not top.is_dir():
-        raise _missing(top)
+        raise UserError(f"--data {top} is a file; it may be a folder of images, a .csv, or an .npz with arrays.")
     present = [name for name in SPLITS if (top / name).is_dir()]
     if "train" in present and "val" not in present:
         raise UserError(
@@ -62,12 +40,8 @@ def read(root: str, val_fraction: float, seed: int, skip_bad_images: bool) -> Fo
     if len(classes) < 2:
         deeper = f" Did you mean --data {top / classes[0]}?" if (top / classes[0] / "train").is_dir() else ""
         raise UserError(f"{top} holds one class only ('{classes[0]}'): a classifier needs at least two.{deeper}")
-    bad = _undecodable([path for per_class in listed.values() for paths in per_class.values() for path in paths])
-    if bad and not skip_bad_images:
-        shown = "\n".join(f"  {path}: {why}" for path, why in list(bad.items())[:5])
-        more = f"\n  and {len(bad) - 5} more" if len(bad) > 5 else ""
-        many = "1 image does not decode" if len(bad) == 1 else f"{len(bad)} images do not decode"
-        raise UserError(f"{many}:\n{shown}{more}\nMend or remove, or train without: --skip-bad-images")
+    files = [path for per_class in listed.values() for paths in per_class.values() for path in paths]
+    bad = decodable(files, skip_bad_images)
     good = {
         name: {cls: [path for path in paths if path not in bad] for cls, paths in per_class.items()}
         for name, per_class in listed.items()
@@ -77,7 +51,14 @@ def read(root: str, val_fraction: float, seed: int, skip_bad_images: bool) -> Fo
             if not paths:
                 raise UserError(f"no image of {top / name / cls} decodes: mend them or remove the class.")
     if "" in good:
-        good = _split(top, good[""], val_fraction, seed)
+        files = [path for cls in classes for path in good[""][cls]]
+        labels = [label for label, cls in enumerate(classes) for _ in good[""][cls]]
+        parts = stratified(grouped(labels, classes), val_fraction, seed)
+        splits = {
+            name: Split([files[k] for k in positions], [labels[k] for k in positions])
+            for name, positions in zip(("train", "val"), parts, strict=True)
+        }
+        return ImageSet(classes, splits, len(bad))
     splits = {
         name: Split(
             [path for cls in classes for path in per_class[cls]],
@@ -85,18 +66,7 @@ def read(root: str, val_fraction: float, seed: int, skip_bad_images: bool) -> Fo
         )
         for name, per_class in good.items()
     }
-    return Folder(classes, splits, len(bad))
-
-
-def _missing(top: Path) -> UserError:
-    if top.exists():
-        return UserError(f"--data {top} is a file, not a folder of images.")
-    parent = top.parent
-    while not parent.is_dir():
-        parent = parent.parent
-    inside = sorted(child.name for child in parent.iterdir() if child.is_dir() and not child.name.startswith("."))
-    has = f"{parent} holds {', '.join(inside[:8])}." if inside else f"{parent} holds no folder."
-    return UserError(f"--data {top} does not exist. {has}")
+    return ImageSet(classes, splits, len(bad))
 
 
 def _classes(folder: Path) -> dict[str, list[str]]:
@@ -146,17 +116,15 @@ def _same_classes(top: Path, listed: dict[str, dict[str, list[str]]]) -> None:
                 )
 
 
-def _split(top: Path, per_class: dict[str, list[str]], fraction: float, seed: int) -> dict[str, dict[str, list[str]]]:
-    splits: dict[str, dict[str, list[str]]] = {"train": {}, "val": {}}
-    for cls, paths in per_class.items():
-        if len(paths) < 2:
-            raise UserError(f"{top / cls} has one image only: a split needs one to train on and one to validate on.")
-        count = min(max(round(fraction * len(paths)), 1), len(paths) - 1)
-        # A class's split depends on its own files alone: another class more or less does not move it.
-        chosen = set(random.Random(f"{seed}/{cls}").sample(range(len(paths)), count))
-        splits["val"][cls] = [path for k, path in enumerate(paths) if k in chosen]
-        splits["train"][cls] = [path for k, path in enumerate(paths) if k not in chosen]
-    return splits
+def decodable(paths: list[str], skip_bad_images: bool) -> dict[str, str]:
+    """Decode every file; those that do not are a `UserError`, or given back with the reason if they may be skipped."""
+    bad = _undecodable(paths)
+    if bad and not skip_bad_images:
+        shown = "\n".join(f"  {path}: {why}" for path, why in list(bad.items())[:5])
+        more = f"\n  and {len(bad) - 5} more" if len(bad) > 5 else ""
+        many = "1 image does not decode" if len(bad) == 1 else f"{len(bad)} images do not decode"
+        raise UserError(f"{many}:\n{shown}{more}\nMend or remove, or train without: --skip-bad-images")
+    return bad
 
 
 def _undecodable(paths: list[str]) -> dict[str, str]:

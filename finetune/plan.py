@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from finetune.archs import Preprocess, parameter_depths
 from finetune.errors import UserError
-from finetune.folders import Folder
+from finetune.imagesets import ImageSet
 from finetune.recipe import Rate, Recipe
 
 
@@ -80,11 +80,11 @@ def rows(
     return table
 
 
-def memory(model: nn.Module, batch: int, size: int, classes: int, optimizer: str, precision: str) -> Memory:
-    """Estimate an update's memory in bytes, for the gradients that the model now asks for.
+def memory(model: nn.Module, shape: tuple[int, ...], classes: int, optimizer: str, precision: str) -> Memory:
+    """Estimate the bytes of an update on images of this shape (N, C, H, W), for the gradients now asked for.
 
     The forward pass runs on the meta device, where tensors have shapes but no values; the activations are the distinct
-    tensors that autograd keeps for the backward pass. Doubles as the test that the net takes images of `size` pixels,
+    tensors that autograd keeps for the backward pass. Doubles as the test that the net takes such images,
     with a `UserError` where it does not.
     """
     dtype = torch.float32 if precision == "no" else {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
@@ -100,14 +100,16 @@ def memory(model: nn.Module, batch: int, size: int, classes: int, optimizer: str
         kept[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
-    images = torch.empty(batch, 3, size, size, device="meta", dtype=dtype)  # (N, 3, H, W)
+    images = torch.empty(shape, device="meta", dtype=dtype)
     try:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             outputs = functional_call(model, held, (images,))
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise UserError(f"--image-size {size}: this net does not take it ({str(error).splitlines()[0]}).") from error
+        raise UserError(
+            f"--image-size {shape[-1]}: this net does not take it ({str(error).splitlines()[0]})."
+        ) from error
     logits = outputs if isinstance(outputs, Tensor) else outputs[0]
-    assert logits.shape == (batch, classes), f"the net gives {tuple(logits.shape)}, not {(batch, classes)}"
+    assert logits.shape == (shape[0], classes), f"the net gives {tuple(logits.shape)}"
     of_model = {tensor.untyped_storage()._cdata for tensor in held.values()}
     activations = sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in of_model)
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
@@ -121,7 +123,7 @@ def make(
     stages: list[list[str]],
     rates: list[Rate | None],
     preprocess: Preprocess,
-    folder: Folder,
+    imageset: ImageSet,
     updates_per_epoch: int,
     accelerator: Accelerator,
     precision: str,
@@ -129,13 +131,14 @@ def make(
 ) -> Group:
     """The plan of a run as a rich renderable: the table, and beneath it images, updates, precision, memory, cache."""
     net, training = recipe.net, recipe.training
-    processes, classes = accelerator.num_processes, len(folder.classes)
-    counts = {name: len(split.paths) for name, split in folder.splits.items()}
+    processes, classes = accelerator.num_processes, len(imageset.classes)
+    counts = {name: len(split.labels) for name, split in imageset.splits.items()}
     table = rows(model, stages, rates, training.lr, training.weight_decay)
     trained = sum(row.parameters for row in table if row.start is not None)
     share = -(-min(training.batch_size, counts["train"]) // processes)
-    need = memory(model, share, preprocess.crop, classes, training.optimizer, accelerator.mixed_precision)
-    left_out = f"; {folder.skipped} that do not decode are left out" if folder.skipped else ""
+    shape = (share, net.in_channels, preprocess.crop, preprocess.crop)
+    need = memory(model, shape, classes, training.optimizer, accelerator.mixed_precision)
+    left_out = f"; {imageset.skipped} that do not decode are left out" if imageset.skipped else ""
     facts = {
         "images": ", ".join(f"{count} {name}" for name, count in counts.items()) + f"; {classes} classes{left_out}",
         "parameters": f"{trained:,} trained of {sum(row.parameters for row in table):,}",

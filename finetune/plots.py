@@ -24,8 +24,9 @@ MANY_CLASSES = 25
 
 
 def _picture(axes: Axes, image: Tensor, title: str, color: str = "black") -> None:
-    """Draw a (3, H, W) uint8 image with a title that fits over it."""
-    axes.imshow(image.permute(1, 2, 0).numpy())  # (H, W, 3)
+    """Draw an image (C, H, W), of which one or three channels can be seen, with a title that fits over it."""
+    seen = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
+    axes.imshow(seen.permute(1, 2, 0).numpy())  # (H, W, 3)
     axes.set_title("\n".join(textwrap.wrap(title, 26, max_lines=2, placeholder="…")), fontsize=8, color=color)
     axes.set_xticks([])
     axes.set_yticks([])
@@ -45,15 +46,15 @@ def _grid(rows: int, columns: int, title: str) -> tuple[Figure, list[Axes]]:
 
 def augmentations(path: Path, samples: Samples, plain: v2.Transform, classes: list[str]) -> None:
     """A few training images: each as evaluation would see it, then as training sees it in the first five epochs."""
-    chosen = _spread(samples.labels, 5)
+    chosen = _spread(samples.split.labels, 5)
     figure, cells = _grid(len(chosen), 6, "Left: as in evaluation. Right: as training sees it in epochs 1 to 5")
-    undisturbed = Samples(samples.paths, samples.labels, plain, samples.seed)
+    undisturbed = Samples(samples.split, samples.channels, plain, samples.seed)
     for row, index in enumerate(chosen):
         views = [undisturbed[Draw(0, index, 1.0)][0], *(samples[Draw(epoch, index, 1.0)][0] for epoch in range(5))]
         for column, view in enumerate(views):
             axes = cells[6 * row + column]
             axes.set_axis_on()
-            _picture(axes, view, classes[samples.labels[index]] if column == 0 else "")
+            _picture(axes, view, classes[samples.split.labels[index]] if column == 0 else "")
     figure.savefig(path, dpi=120)
 
 
@@ -94,7 +95,7 @@ def curves(path: Path, history: list[dict[str, Any]], best_epoch: int) -> None:
 
 def predictions(path: Path, samples: Samples, scores: Scores, classes: list[str]) -> None:
     """A grid of validation images, "predicted | true"; wrong ones are framed."""
-    _scored(path, samples, scores, classes, _spread(samples.labels, 20), "Validation: predicted | true")
+    _scored(path, samples, scores, classes, _spread(samples.split.labels, 20), "Validation: predicted | true")
 
 
 def top_losses(path: Path, samples: Samples, scores: Scores, classes: list[str]) -> None:

@@ -58,8 +58,12 @@ class Images:
     """The images, and how they are fed."""
 
     data: str = "starter"
-    """An image folder with train/ and val/ (test/ is optional), or one folder of class folders, which is split.
+    """An image folder with train/ and val/ (test/ is optional), or one folder of class folders, which is split; a .csv
+    with the columns path, label and perhaps split; an .npz, or a folder of .npy, with x_train, y_train, x_test, y_test;
+    a torchvision set by name (cifar10, flowers102, …).
     starter: the built-in set of ten species; starter-source: the set that its backbone was trained on."""
+    data_root: Path = Path("~/.cache/finetune/data")
+    """Where sets known by name are, or are downloaded to."""
     val_fraction: float = 0.2
     """Share of each class that becomes the validation split, where one folder of classes is given."""
     augment: Literal["basic", "none"] = "basic"

@@ -28,13 +28,14 @@ def config(recipe: Recipe, **found: Any) -> dict[str, Any]:
     for section in (recipe.net, recipe.images, recipe.training, recipe.run):
         flat |= asdict(section)
     del flat["plan"]
+    flat = {name: str(value) if isinstance(value, Path) else value for name, value in flat.items()}
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = None
-    return {**flat, "output": str(flat["output"]), **found, "versions": versions, "git_commit": _commit()}
+    return {**flat, **found, "versions": versions, "git_commit": _commit()}
 
 
 def _commit() -> str | None:

@@ -17,12 +17,12 @@ PREPROCESS = Preprocess(36, 32, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224
 
 @pytest.fixture
 def split(image_folder):
-    return folders.read(str(image_folder), 0.2, 0, False).splits
+    return folders.read(image_folder, 0.2, 0, False).splits
 
 
 def samples(split, seed=0):
     transform = data.training_transform(PREPROCESS, "basic", 0.08)
-    return data.Samples(split["train"].paths, split["train"].labels, transform, seed)
+    return data.Samples(split["train"], 3, transform, seed)
 
 
 def loaders(split, workers=0, batch_size=4):
@@ -90,7 +90,7 @@ def test_a_last_image_alone_joins_the_batch_before():
 def test_evaluation_transform_agrees_with_torchvisions_on_pil_images(tmp_path):
     smooth = np.linspace(0, 255, 90)[:, None, None] * np.linspace(0.2, 1, 120)[None, :, None] * np.ones(3)
     Image.fromarray(smooth.astype(np.uint8)).save(tmp_path / "a.png")
-    ours = data.evaluation_transform(PREPROCESS)(data.decode(str(tmp_path / "a.png")))
+    ours = data.evaluation_transform(PREPROCESS)(data.load(str(tmp_path / "a.png"), 3))
     ours = data.to_input(ours[None], PREPROCESS, torch.device("cpu"), channels_last=True)[0]
     reference = v1.Compose([
         v1.Resize(36), v1.CenterCrop(32), v1.ToTensor(), v1.Normalize(PREPROCESS.mean, PREPROCESS.std)
@@ -101,15 +101,15 @@ def test_evaluation_transform_agrees_with_torchvisions_on_pil_images(tmp_path):
 def test_images_of_every_mode_decode_to_upright_rgb(tmp_path):
     grey = np.linspace(0, 65535, 48, dtype=np.uint16).reshape(6, 8)
     Image.fromarray(grey).save(tmp_path / "deep.png")
-    assert data.decode(str(tmp_path / "deep.png")).amax() == 255
-    assert data.decode(str(tmp_path / "deep.png"))[:, 3, 0].tolist() == [int(grey[3, 0]) >> 8] * 3
+    assert data.load(str(tmp_path / "deep.png"), 3).amax() == 255
+    assert data.load(str(tmp_path / "deep.png"), 3)[:, 3, 0].tolist() == [int(grey[3, 0]) >> 8] * 3
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     Image.new("RGB", (8, 6)).save(tmp_path / "turned.jpg", exif=exif)
-    assert data.decode(str(tmp_path / "turned.jpg")).shape == (3, 8, 6)
+    assert data.load(str(tmp_path / "turned.jpg"), 3).shape == (3, 8, 6)
     for mode in ("L", "RGBA", "P", "CMYK", "1"):
         path = tmp_path / f"{mode}.{'jpg' if mode == 'CMYK' else 'png'}"
         Image.new(mode, (8, 6)).save(path)
-        assert data.decode(str(path)).shape == (3, 6, 8)
+        assert data.load(str(path), 3).shape == (3, 6, 8)
     with pytest.raises(UserError, match=r"gone\.jpg does not decode"):
-        data.decode(str(tmp_path / "gone.jpg"))
+        data.load(str(tmp_path / "gone.jpg"), 3)

@@ -20,14 +20,14 @@ def test_every_image_counts_once_for_every_remainder(image_folder, batch_size):
     torch.manual_seed(0)
     model = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.5), nn.Linear(12, 3))
     accelerator = Accelerator(cpu=True)
-    splits = folders.read(str(image_folder), 0.2, 0, False).splits
+    splits = folders.read(image_folder, 0.2, 0, False).splits
     training = Training(eval_batch_size=batch_size)
     loader = data.make_loaders(splits, PREPROCESS, Images(), training, 0, 0, accelerator)["val"]
     scores = evaluate(model, loader, PREPROCESS, True, accelerator)
 
     samples = loader.dataset
     images = torch.stack([samples[data.Draw(0, k, 1.0)][0] for k in range(9)])
-    labels = torch.tensor(samples.labels)
+    labels = torch.tensor(samples.split.labels)
     with torch.no_grad():
         logits = model.eval()(data.to_input(images, PREPROCESS, torch.device("cpu"), True))
     assert torch.equal(scores.labels, labels)

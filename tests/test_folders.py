@@ -7,12 +7,13 @@ import pytest
 from conftest import CLASSES, write_images
 from PIL import Image
 
-from finetune import folders
+from finetune import imagesets
 from finetune.errors import UserError
+from finetune.recipe import Images
 
 
 def read(path, skip=False, seed=0, fraction=0.2):
-    return folders.read(str(path), fraction, seed, skip)
+    return imagesets.read(Images(data=str(path), val_fraction=fraction, skip_bad_images=skip), 3, seed)
 
 
 def test_train_and_val_are_read_and_other_files_passed_over(image_folder, tmp_path):
@@ -25,16 +26,16 @@ def test_train_and_val_are_read_and_other_files_passed_over(image_folder, tmp_pa
     shutil.copy(top / "train" / "red" / "00.jpg", top / "train" / "red" / "more" / "DEEP.JPG")
     found = read(top)
     assert found.classes == list(CLASSES)
-    assert len(found.splits["train"].paths) == 22
+    assert len(found.splits["train"].items) == 22
     assert found.splits["train"].labels == [0] * 7 + [1] * 7 + [2] * 8
-    assert len(found.splits["val"].paths) == 9
+    assert len(found.splits["val"].items) == 9
     assert "test" not in found.splits
 
 
 def test_a_test_split_is_read_where_there_is_one(image_folder, tmp_path):
     shutil.copytree(image_folder, tmp_path / "data")
     shutil.copytree(image_folder / "val", tmp_path / "data" / "test")
-    assert len(read(tmp_path / "data").splits["test"].paths) == 9
+    assert len(read(tmp_path / "data").splits["test"].items) == 9
 
 
 def test_one_folder_is_split_stratified_by_the_seed(image_folder):
@@ -44,8 +45,8 @@ def test_one_folder_is_split_stratified_by_the_seed(image_folder):
     for found in (first, other):
         assert [found.splits["val"].labels.count(label) for label in range(3)] == [2, 2, 2]
         assert [found.splits["train"].labels.count(label) for label in range(3)] == [5, 5, 5]
-        assert not set(found.splits["val"].paths) & set(found.splits["train"].paths)
-    assert len(read(image_folder / "train", fraction=0.001).splits["val"].paths) == 3, "at least one of each class"
+        assert not set(found.splits["val"].items) & set(found.splits["train"].items)
+    assert len(read(image_folder / "train", fraction=0.001).splits["val"].items) == 3, "at least one of each class"
 
 
 def test_a_truncated_image_is_named_and_can_be_left_out(image_folder, tmp_path):
@@ -58,14 +59,14 @@ def test_a_truncated_image_is_named_and_can_be_left_out(image_folder, tmp_path):
         read(top)
     found = read(top, skip=True)
     assert found.skipped == 2
-    assert (len(found.splits["train"].paths), len(found.splits["val"].paths)) == (20, 8)
+    assert (len(found.splits["train"].items), len(found.splits["val"].items)) == (20, 8)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda top: shutil.rmtree(top), r"--data .*data does not exist. .* holds "),
-        (lambda top: (shutil.rmtree(top), top.write_text("x")), r"is a file, not a folder"),
+        (lambda top: shutil.rmtree(top), r"--data .*data does not exist. .*Sets known by name: caltech101"),
+        (lambda top: (shutil.rmtree(top), top.write_text("x")), r"is a file; it may be"),
         (lambda top: (shutil.rmtree(top), top.mkdir()), r"holds no class folders"),
         (lambda top: shutil.rmtree(top / "val"), r"has train/ but no val/.*--data .*/train"),
         (lambda top: shutil.rmtree(top / "train"), r"has val/ but no train/"),
@@ -90,7 +91,7 @@ def test_a_class_of_one_image_cannot_be_split(tmp_path):
     write_images(tmp_path / "data", 3)
     for name in ("01.jpg", "02.jpg"):
         (tmp_path / "data" / "red" / name).unlink()
-    with pytest.raises(UserError, match=r"data/red has one image only"):
+    with pytest.raises(UserError, match=r"class 'red' has one image only"):
         read(tmp_path / "data")
 
 

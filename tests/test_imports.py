@@ -9,7 +9,8 @@ from conftest import ROOT
 LAYERS = (
     {"train"},
     {"plan", "evaluate", "tracking", "plots", "artifact", "terminal"},
-    {"surgery", "freezing", "groups", "schedule", "data", "loss", "hardware", "folders", "heads", "recipes", "starter"},
+    {"surgery", "freezing", "groups", "schedule", "data", "loss", "hardware", "heads", "recipes"},
+    {"imagesets", "folders", "tables", "arrays", "named", "starter"},
     {"recipe", "archs", "errors"},
 )
 
