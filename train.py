@@ -1,18 +1,16 @@
 """Fine-tune an image classifier.
 
-accelerate launch train.py --recipe feature_extractor                 # built-in images and weights, no network
-accelerate launch train.py --recipe finetune --data path/to/folder --model resnet18
-python train.py --help
-"""
+    accelerate launch train.py --recipe feature_extractor                 # built-in images and weights, no network
+    accelerate launch train.py --recipe finetune --data path/to/folder --model resnet18
+It reads straight down: settings, network and images, plan, optimizer, loop."""
 
 import math
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
-from datetime import datetime
-from pathlib import Path
 
-from finetune import archs, imagesets, recipes
+from finetune import archs, imagesets, recipes, reporting
 from finetune.errors import STOPPED, UserError, exit_code
 
 
@@ -22,18 +20,27 @@ def main(arguments: list[str]) -> int:
     began = time.perf_counter()
     recipe = recipes.from_command_line(arguments)
     net, images, training, run = recipe.net, recipe.images, recipe.training, recipe.run
-    output = run.output or Path("runs") / f"{recipe.recipe}-{datetime.now():%Y%m%d-%H%M%S}"
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"--output {output} exists already. Name a new folder, or remove it.")
-    family = archs.find(net.model)
+    family, output = archs.find(net.model), reporting.new_folder(recipe)
     imageset = imagesets.read(images, net.in_channels, run.seed)
     classes = imageset.classes
 
     import torch
 
-    from finetune import artifact, data, freezing, groups, hardware, plan, schedule, surgery, terminal, tracking
+    from finetune import (
+        artifact,
+        data,
+        ema,
+        freezing,
+        groups,
+        hardware,
+        loss,
+        plan,
+        schedule,
+        surgery,
+        terminal,
+        tracking,
+    )
     from finetune.evaluate import evaluate
-    from finetune.loss import cross_entropy
 
     tracking.check_tracker(run.tracker)
     accelerator, precision = hardware.make_accelerator(run.precision, run.tracker, output)
@@ -45,102 +52,96 @@ def main(arguments: list[str]) -> int:
     with accelerator.local_main_process_first():  # one download for all processes
         model, preprocess, stages = surgery.build(net, len(classes))
     rates = recipes.rates(recipe, len(stages))
-    freezing.set_phase(model, stages, rates, epoch=0)
     workers = hardware.worker_count(images.workers, device)
     loaders = data.make_loaders(imageset.splits, preprocess, images, training, run.seed, workers, accelerator)
-    train_count, updates_per_epoch = len(loaders["train"].dataset), len(loaders["train"])
+    train_count, updates_per_epoch = len(loaders["train"].dataset), loaders["train"].batch_sampler.updates
 
     # ---- plan --------------------------------------------------------------------------------------------------------
-    console.print(plan.make(
+    whole = plan.make(
         recipe, model, stages, rates, preprocess, imageset, updates_per_epoch, accelerator, precision, workers
-    ))  # fmt: skip
+    )
+    console.print(plan.as_json(whole) if run.json else plan.show(whole), soft_wrap=run.json)
     if run.plan:
         return 0
-    settings = tracking.config(recipe, classes=classes, num_processes=processes, device=device.type)
-    accelerator.wait_for_everyone()
-    if main_process:
-        (output / "plots").mkdir(parents=True)
-        tracking.write_json(output / "config.json", settings)
-    tracker = tracking.Tracker(accelerator, recipe, settings, output)
-    console.print(f"\n{tracker.state}\nThe run's folder is {output}\n", soft_wrap=True)
+    tracker = reporting.begin(recipe, output, classes, accelerator, console)
+    if run.preview:
+        return reporting.preview(output, loaders, classes, console)
 
     # ---- optimizer ---------------------------------------------------------------------------------------------------
     model.to(device, memory_format=torch.channels_last if run.channels_last else torch.contiguous_format)
-    optimizer = groups.make_optimizer(model, stages, rates, training)
+    optimizer = accelerator.prepare(groups.make_optimizer(model, stages, rates, training))
+    average = ema.make_average(model, training.ema)
+    kept = average.module if average else model  # what is validated and saved
     lr_factor = schedule.make_schedule(training, updates_per_epoch)
-    bare = model
-    model, optimizer = accelerator.prepare(model, optimizer)
+    class_weights = loss.rarity(imageset.splits["train"].labels, len(classes), training.class_weights).to(device)
     torch.manual_seed(data.mixed(run.seed, accelerator.process_index))  # dropout
     stop = terminal.StopRequest()
 
     # ---- loop --------------------------------------------------------------------------------------------------------
-    history, best, best_scores, stopped = [], None, None, False
+    history, best, best_scores, stopped, phase = [], None, None, False, None
     for epoch in range(training.epochs):
         epoch_began = time.perf_counter()
-        model.train()
-        freezing.set_phase(bare, stages, rates, epoch)
+        freezing.set_phase(model, stages, rates, epoch)
+        if phase != (phase := freezing.phase(rates, epoch)):
+            wrapped = freezing.wrap(accelerator, model)
         loaders["train"].batch_sampler.epoch = epoch
         sums = torch.zeros(2, device=device)  # loss, right answers
         shown = terminal.progress(loaders["train"], f"epoch {epoch + 1}/{training.epochs}", console)
-        for update, batch in enumerate(shown, start=epoch * updates_per_epoch):
-            for group in optimizer.param_groups:
-                group["lr"] = training.lr * group["scale"] * lr_factor(update)
+        for number, batch in enumerate(shown):
+            last = (number + 1) % training.accumulate == 0  # part of its update
             x = data.to_input(batch.images, preprocess, device, run.channels_last)  # (N, C, H, W)
-            labels, shares = batch.labels.to(device), batch.shares.to(device)  # (N,)
-            logits, losses = cross_entropy(model(x), labels, training.label_smoothing, family.aux_weight)
-            # The shares of a global batch add up to 1 over all processes, whose gradients DDP averages.
-            accelerator.backward((losses * shares).sum() * processes)
+            labels, shares, others, mix = batch.targets(device)  # (N,)
+            with nullcontext() if last else accelerator.no_sync(wrapped):
+                logits, losses = loss.cross_entropy(
+                    wrapped(x), labels, others, mix, training.label_smoothing, family.aux_weight, class_weights
+                )
+                # The shares of a global batch add up to 1 over all processes, whose gradients DDP averages.
+                accelerator.backward((losses * shares).sum() * processes)
+            sums += (torch.stack([losses.detach(), logits.argmax(1) == labels]) * (shares > 0)).sum(1)
+            if not last:
+                continue
             if training.clip_norm:
                 accelerator.clip_grad_norm_(model.parameters(), training.clip_norm)
+            update = epoch * updates_per_epoch + number // training.accumulate
+            groups.set_rates(optimizer, training.lr * lr_factor(update, history))
             optimizer.step()
             optimizer.zero_grad()
-            sums += (torch.stack([losses.detach(), logits.argmax(1) == labels]) * (shares > 0)).sum(1)
+            if average:
+                average.update_parameters(model)
             if stopped := stop.agreed(accelerator):
                 break
         if stopped:
             break
-        train_loss, train_accuracy = (accelerator.reduce(sums) / train_count).tolist()
-        train_seconds = time.perf_counter() - epoch_began
-        if not math.isfinite(train_loss):
-            raise UserError(f"the loss is {train_loss} in epoch {epoch + 1}. Lower --lr, or set --clip-norm 1.")
+        train = (accelerator.reduce(sums) / train_count).tolist()
+        speed = train_count / (time.perf_counter() - epoch_began)
+        if not math.isfinite(train[0]):
+            raise UserError(f"the loss is {train[0]} in epoch {epoch + 1}. Lower --lr, or set --clip-norm 1.")
 
-        scores = evaluate(model, loaders["val"], preprocess, run.channels_last, accelerator)
-        line = {
-            "epoch": epoch + 1, "step": (epoch + 1) * updates_per_epoch,
-            "lr": {plan.depth_name(group["depth"], len(stages)): group["lr"] for group in optimizer.param_groups},
-            "train_loss": train_loss, "train_accuracy": train_accuracy,
-            "val_loss": scores.loss, "val_accuracy": scores.accuracy, "val_top5": scores.top5,
-            "images_per_second": train_count / train_seconds, "seconds": time.perf_counter() - epoch_began,
-        }  # fmt: skip
+        scores = evaluate(kept, loaders["val"], preprocess, run.channels_last, accelerator)
+        line = tracking.epoch_record(epoch, updates_per_epoch, optimizer, stages, train, scores, speed, epoch_began)
         history.append(line)
-        if improved := best is None or (scores.accuracy, -scores.loss) > (best["val_accuracy"], -best["val_loss"]):
+        if improved := tracking.better(line, best, training.best_by):
             best, best_scores = line, scores
         if main_process:
             tracking.append_json(output / "metrics.jsonl", line)
             tracker.log_epoch(line)
             if improved:
-                score = {name: line[name] for name in ("epoch", "val_accuracy", "val_loss")}
-                artifact.save(output / "model", bare, asdict(net), classes, preprocess, score)
+                artifact.save(output / "model", kept, asdict(net), classes, preprocess, line)
         console.print(terminal.epoch_line(line, training.epochs, improved))
+        if schedule.should_stop(history, training):
+            break
 
     # ---- end ---------------------------------------------------------------------------------------------------------
     if best is None:
-        tracker.finish()
         console.print(f"Stopped before the first epoch ended: {output} holds no model.")
         return STOPPED
-    result = tracking.summary(best, len(history), stopped, loaders, accelerator)
+    result = tracking.summary(best, history, training.epochs, loaders, accelerator)
     if "test" in loaders:
         accelerator.wait_for_everyone()  # the main process has written the best weights
-        artifact.load_weights(output / "model", bare)
-        result["test_accuracy"] = evaluate(model, loaders["test"], preprocess, run.channels_last, accelerator).accuracy
+        artifact.load_weights(output / "model", kept)
+        result["test_accuracy"] = evaluate(kept, loaders["test"], preprocess, run.channels_last, accelerator).accuracy
     if main_process:
-        from finetune import plots
-
-        plots.draw_all(output / "plots", history, best, loaders, best_scores, classes)
-        result["total_seconds"] = time.perf_counter() - began
-        tracking.write_json(output / "summary.json", result)
-        tracker.summarize(result)
-        console.print(terminal.ending(result, training.epochs, output), soft_wrap=True)
+        reporting.end(output, result, history, best_scores, loaders, classes, tracker, console, began, stopped)
     tracker.finish()
     return STOPPED if stopped else 0
 

@@ -239,6 +239,11 @@ def parameter_depths(model: nn.Module, depths: list[list[str]]) -> dict[str, int
     return found
 
 
+def depth_name(depth: int, depths: int) -> str:
+    """`stem`, `stage 1` … or `head`."""
+    return {0: "stem", depths - 1: "head"}.get(depth, f"stage {depth}")
+
+
 @dataclass(frozen=True)
 class Preprocess:
     """The evaluation transform as plain numbers: resize the short side, crop the centre, normalise."""

@@ -22,13 +22,13 @@ def save(
     net: dict[str, Any],
     classes: list[str],
     preprocess: Preprocess,
-    score: dict[str, Any],
+    line: dict[str, Any],
 ) -> None:
     """Write the folder anew; an earlier one is replaced only when the new one is whole.
 
     `model.safetensors` holds the plain torchvision state dict, float32, under torchvision's key names. `model.json`
     holds what `net` says of the architecture (its name under `model`, the head, the channels), class names in the order
-    of the outputs, evaluation transform and score.
+    of the outputs, evaluation transform and, from the epoch's line of metrics.jsonl, the score.
     """
     fresh, stale = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     for leftover in (fresh, stale):
@@ -36,6 +36,7 @@ def save(
     fresh.mkdir(parents=True)
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     save_file(state, fresh / "model.safetensors", metadata={"format": "pt"})
+    score = {name: line[name] for name in ("epoch", "val_accuracy", "val_loss")}
     card = {"format": FORMAT, **net, "classes": classes, "preprocess": asdict(preprocess), "score": score}
     (fresh / "model.json").write_text(json.dumps(card, indent=2) + "\n")
     if folder.exists():

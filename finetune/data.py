@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -34,6 +35,8 @@ class Draw(NamedTuple):
     index: int
     share: float
     """Its weight in the mean over the global batch; 0 for one that only fills a process's empty batch."""
+    partner: int = -1
+    """The image of the same batch that it may be mixed with."""
 
 
 class Batch(NamedTuple):
@@ -47,6 +50,15 @@ class Batch(NamedTuple):
     """(N,), float32; see `Draw.share`."""
     indices: Tensor
     """(N,), int64: positions in the split."""
+    others: Tensor | None
+    """(N,), int64: the labels of what is mixed in; None where nothing ever is."""
+    mix: Tensor | None
+    """(N,), float32: the share of the image that is of its own label."""
+
+    def targets(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Labels, shares, others and mix on the device."""
+        held = (self.labels, self.shares, self.others, self.mix)
+        return tuple(t if t is None else t.to(device, non_blocking=True) for t in held)
 
 
 def mixed(*numbers: int) -> int:
@@ -93,31 +105,56 @@ def training_transform(preprocess: Preprocess, augment: str, crop_scale: float) 
     """The random transform of `--augment`; uint8 in, uint8 out."""
     if augment == "none":
         return evaluation_transform(preprocess)
+    extra = {
+        "basic": [],
+        "strong": [v2.RandomRotation(25), v2.ColorJitter(0.3, 0.3, 0.3, 0.05)],
+        "rand": [v2.RandAugment()],
+        "trivial": [v2.TrivialAugmentWide()],
+    }
     interpolation = InterpolationMode(preprocess.interpolation)
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(preprocess.crop, (crop_scale, 1.0), interpolation=interpolation, antialias=True),
-            v2.RandomHorizontalFlip(),
-        ]
-    )
+    crop = v2.RandomResizedCrop(preprocess.crop, (crop_scale, 1.0), interpolation=interpolation, antialias=True)
+    return v2.Compose([crop, v2.RandomHorizontalFlip(), *extra[augment]])
+
+
+def mixing(mixup: float, cutmix: float) -> v2.Transform | None:
+    """The transform that mixes two images, or None."""
+    chosen = [v2.MixUp(alpha=mixup, num_classes=2)] if mixup else []
+    chosen += [v2.CutMix(alpha=cutmix, num_classes=2)] if cutmix else []
+    return v2.RandomChoice(chosen) if chosen else None
 
 
 class Samples(Dataset):
     """Images of one split under a transform, indexed by `Draw`."""
 
-    def __init__(self, split: Split, channels: int, transform: v2.Transform, seed: int) -> None:
-        self.split, self.channels, self.transform, self.seed = split, channels, transform, seed
+    def __init__(
+        self, split: Split, channels: int, transform: v2.Transform, seed: int, mix: v2.Transform | None = None
+    ) -> None:
+        self.split, self.channels, self.transform, self.seed, self.mix = split, channels, transform, seed, mix
 
     def __len__(self) -> int:
         return len(self.split.labels)
 
-    def __getitem__(self, draw: Draw) -> tuple[Tensor, int, float, int]:
-        image = load(self.split.items[draw.index], self.channels)  # (C, H, W)
+    def __getitem__(self, draw: Draw) -> tuple[Tensor, int, float, int, int, float]:
+        image, label = self._view(draw.epoch, draw.index), self.split.labels[draw.index]
+        if self.mix is None:
+            return image, label, draw.share, draw.index, label, 1.0
+        pair = torch.stack([image, self._view(draw.epoch, draw.partner)])  # (2, C, H, W)
+        with self._seeded(draw.epoch, draw.index, 1):
+            mixed_pair, shares = self.mix(pair.float(), torch.tensor([0, 1]))
+        image = mixed_pair[0].round().to(image.dtype) if image.dtype == torch.uint8 else mixed_pair[0]
+        return image, label, draw.share, draw.index, self.split.labels[draw.partner], shares[0, 0].item()
+
+    def _view(self, epoch: int, index: int) -> Tensor:
+        image = load(self.split.items[index], self.channels)  # (C, H, W)
+        with self._seeded(epoch, index):
+            return self.transform(image)
+
+    @contextmanager
+    def _seeded(self, *numbers: int) -> Iterator[None]:
         with torch.random.fork_rng(devices=[]):
             # The CPU generator alone, which v2 draws from: torch.manual_seed would also visit every device.
-            torch.random.default_generator.manual_seed(mixed(self.seed, draw.epoch, draw.index))
-            image = self.transform(image)
-        return image, self.split.labels[draw.index], draw.share, draw.index
+            torch.random.default_generator.manual_seed(mixed(self.seed, *numbers))
+            yield
 
 
 class GlobalBatches(Sampler[list[Draw]]):
@@ -127,29 +164,49 @@ class GlobalBatches(Sampler[list[Draw]]):
     global batch smaller than the number of processes leaves some without an image: they get one of share 0, since all
     must take part in the exchange of gradients.
 
-    Set `epoch` before iterating. With `seed=None` the order is that of the split.
+    Set `epoch` before iterating. With `seed=None` the order is that of the split. With `parts`, each global batch comes
+    in so many, for gradients that are accumulated. With `weights` (one per image), images are drawn with replacement.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int | None, process: int = 0, processes: int = 1) -> None:
-        self.count, self.batch_size, self.seed = count, batch_size, seed
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        seed: int | None,
+        process: int = 0,
+        processes: int = 1,
+        parts: int = 1,
+        weights: Tensor | None = None,
+    ) -> None:
+        self.count, self.seed, self.weights, self.parts = count, seed, weights, parts
         self.process, self.processes = process, processes
         self.epoch = 0
         self.starts = list(range(0, count, batch_size))
         if seed is not None and count % batch_size == 1 and len(self.starts) > 1:
             self.starts.pop()  # one image has no batch statistics: it joins the batch before
 
-    def __len__(self) -> int:
+    @property
+    def updates(self) -> int:
+        """Global batches in an epoch."""
         return len(self.starts)
+
+    def __len__(self) -> int:
+        return len(self.starts) * self.parts
 
     def __iter__(self) -> Iterator[list[Draw]]:
         order = list(range(self.count))
         if self.seed is not None:
             generator = torch.Generator().manual_seed(mixed(self.seed, self.epoch))
-            order = torch.randperm(self.count, generator=generator).tolist()
+            if self.weights is None:
+                order = torch.randperm(self.count, generator=generator).tolist()
+            else:
+                order = torch.multinomial(self.weights, self.count, replacement=True, generator=generator).tolist()
         for start, stop in zip(self.starts, [*self.starts[1:], self.count], strict=True):
             batch = order[start:stop]
-            mine = batch[self.process :: self.processes]
-            yield [Draw(self.epoch, k, 1 / len(batch)) for k in mine] or [Draw(self.epoch, batch[0], 0.0)]
+            draws = [Draw(self.epoch, k, 1 / len(batch), batch[p - 1]) for p, k in enumerate(batch)]
+            for part in range(self.parts):
+                mine = draws[self.process + self.processes * part :: self.processes * self.parts]
+                yield mine or [draws[0]._replace(share=0.0)]
 
 
 def _ignore_signals(worker: int) -> None:
@@ -176,26 +233,35 @@ def make_loaders(
     for name, split in splits.items():
         if name == "train":
             transform = training_transform(preprocess, images.augment, images.crop_scale)
-            batches = GlobalBatches(len(split.labels), training.batch_size, seed, process, processes)
+            mix = mixing(images.mixup, images.cutmix)
+            labels = torch.tensor(split.labels)
+            weights = 1 / torch.bincount(labels)[labels] if images.balanced else None
+            batches = GlobalBatches(
+                len(labels), training.batch_size, seed, process, processes, training.accumulate, weights
+            )
         else:
-            transform = evaluation_transform(preprocess)
+            transform, mix = evaluation_transform(preprocess), None
             batches = GlobalBatches(len(split.labels), training.eval_batch_size * processes, None, process, processes)
         loaders[name] = DataLoader(
-            Samples(split, len(preprocess.mean), transform, seed),
+            Samples(split, len(preprocess.mean), transform, seed, mix),
             batch_sampler=batches,
             num_workers=workers,
             pin_memory=accelerator.device.type == "cuda",
             persistent_workers=workers > 0,
             worker_init_fn=_ignore_signals,
-            collate_fn=_collate,
+            collate_fn=_collate if mix is None else _collate_mixed,
             generator=torch.Generator(),  # else each new iterator draws from the global one, and dropout moves
         )
     return loaders
 
 
-def _collate(samples: list[tuple[Tensor, int, float, int]]) -> Batch:
-    images, labels, shares, indices = zip(*samples, strict=True)
-    return Batch(torch.stack(images), torch.tensor(labels), torch.tensor(shares), torch.tensor(indices))
+def _collate(samples: list[tuple[Tensor, int, float, int, int, float]]) -> Batch:
+    return _collate_mixed(samples)._replace(others=None, mix=None)
+
+
+def _collate_mixed(samples: list[tuple[Tensor, int, float, int, int, float]]) -> Batch:
+    images, *numbers = zip(*samples, strict=True)
+    return Batch(torch.stack(images), *map(torch.tensor, numbers))
 
 
 def to_input(images: Tensor, preprocess: Preprocess, device: torch.device, channels_last: bool) -> Tensor:

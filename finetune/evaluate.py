@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -47,18 +48,22 @@ class Scores:
 def evaluate(
     model: nn.Module, loader: DataLoader, preprocess: Preprocess, channels_last: bool, accelerator: Accelerator
 ) -> Scores:
-    """Score a prepared model. All processes take part, and all get the scores of the whole split.
+    """Score a model. All processes take part, and all get the scores of the whole split.
 
     Results are gathered per image and reduced afterwards, in the split's order, so that neither the number of
     processes nor the evaluation batch enters the figures.
     """
     model.eval()
+    if accelerator.num_processes > 1:  # BatchNorm's statistics are each process's own: the main one's count
+        for buffer in model.buffers():
+            buffer.copy_(broadcast(buffer))
     count = len(loader.dataset)
     integers, reals = [], []
     for batch in loader:
         x = to_input(batch.images, preprocess, accelerator.device, channels_last)  # (N, C, H, W)
         labels = batch.labels.to(accelerator.device)
-        logits = model(x).float()  # (N, classes)
+        with accelerator.autocast():
+            logits = model(x).float()  # (N, classes)
         losses = F.cross_entropy(logits, labels, reduction="none")  # (N,)
         probabilities, guesses = logits.softmax(1).topk(min(5, logits.shape[1]))  # (N, k)
         # A process without an image of its own in the last batch sent one of share 0: index -1 leaves it out.

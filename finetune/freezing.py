@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from accelerate import Accelerator
 from torch import nn
 
 from finetune.recipe import Rate
@@ -10,6 +11,22 @@ from finetune.recipe import Rate
 def trained(rate: Rate | None, epoch: int) -> bool:
     """Whether a depth with this rate is trained in this epoch (from 0)."""
     return rate is not None and epoch >= rate.start
+
+
+def phase(rates: list[Rate | None], epoch: int) -> list[bool]:
+    """Which depths are trained in an epoch; a new phase begins where this changes."""
+    return [trained(rate, epoch) for rate in rates]
+
+
+def wrap(accelerator: Accelerator, model: nn.Module) -> nn.Module:
+    """Prepare a model for the gradients that it now asks for; at each phase anew.
+
+    DDP settles at its construction which gradients it will exchange: what is unfrozen under an old wrapper is trained
+    by each process for itself, silently. The optimizer stays, since the parameters do.
+    """
+    accelerator._models.clear()  # else the old wrapper lives on, and its hooks with it
+    accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # undoes an earlier preparation's autocast
+    return accelerator.prepare(model)
 
 
 def set_phase(model: nn.Module, stages: list[list[str]], rates: list[Rate | None], epoch: int) -> None:

@@ -38,5 +38,11 @@ def make_optimizer(
     """SGD with momentum, Adam or AdamW over the parameter groups; their rates are set before every update."""
     groups = parameter_groups(model, stages, rates, training.weight_decay)
     if training.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=training.lr, momentum=training.momentum)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer](groups, lr=training.lr)
+        return torch.optim.SGD(groups, lr=training.lr, momentum=training.momentum, fused=True)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer](groups, training.lr, fused=True)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give each group its learning rate: `lr` times its scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["scale"]

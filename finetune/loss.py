@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
 def cross_entropy(
-    outputs: Tensor | tuple[Tensor, ...], labels: Tensor, label_smoothing: float, aux_weight: float
+    outputs: Tensor | tuple[Tensor, ...],
+    labels: Tensor,
+    others: Tensor | None,
+    mix: Tensor | None,
+    label_smoothing: float,
+    aux_weight: float,
+    class_weights: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """The main head's logits (N, classes) and each image's loss (N,), in nats.
 
     A net with auxiliary heads gives a tuple in training, the main logits first; each auxiliary loss is added with
-    `aux_weight` (Szegedy et al. 2015, 2016).
+    `aux_weight` (Szegedy et al. 2015, 2016). Of a mixed image, `mix` (N,) is the share that is of class `labels`; the
+    rest is of class `others`.
     """
+
+    def each(logits: Tensor) -> Tensor:
+        options = {"weight": class_weights, "reduction": "none", "label_smoothing": label_smoothing}
+        losses = F.cross_entropy(logits, labels, **options)  # (N,)
+        if others is None:
+            return losses
+        return mix * losses + (1 - mix) * F.cross_entropy(logits, others, **options)
+
     logits, *auxiliary = (outputs,) if isinstance(outputs, Tensor) else outputs
-    losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)  # (N,)
+    losses = each(logits)
     for other in auxiliary:
-        losses = losses + aux_weight * F.cross_entropy(other, labels, reduction="none", label_smoothing=label_smoothing)
+        losses = losses + aux_weight * each(other)
     return logits, losses
+
+
+def rarity(labels: list[int], classes: int, on: bool) -> Tensor:
+    """A weight per class (classes,), inversely as its number of images, with mean 1 over the images; if not on, 1."""
+    counts = torch.bincount(torch.tensor(labels), minlength=classes)
+    return len(labels) / (classes * counts) if on else torch.ones(classes)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 
 import torch
 from accelerate import Accelerator
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from finetune.archs import Preprocess, parameter_depths
+from finetune import freezing
+from finetune.archs import Preprocess, depth_name, parameter_depths
 from finetune.errors import UserError
 from finetune.imagesets import ImageSet
 from finetune.recipe import Rate, Recipe
@@ -48,9 +50,17 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
-def depth_name(depth: int, depths: int) -> str:
-    """`stem`, `stage 1` … or `head`."""
-    return {0: "stem", depths - 1: "head"}.get(depth, f"stage {depth}")
+@dataclass(frozen=True)
+class Plan:
+    """What is printed, and what `--plan --json` gives."""
+
+    title: str
+    rows: list[Row]
+    facts: dict[str, str]
+    """What stands beneath the table, in words."""
+    memory: Memory
+    updates_per_epoch: int
+    epochs: int
 
 
 def rows(
@@ -128,22 +138,26 @@ def make(
     accelerator: Accelerator,
     precision: str,
     workers: int,
-) -> Group:
-    """The plan of a run as a rich renderable: the table, and beneath it images, updates, precision, memory, cache."""
+) -> Plan:
+    """Work out the plan of a run. The model is left as it is in the first epoch."""
     net, training = recipe.net, recipe.training
     processes, classes = accelerator.num_processes, len(imageset.classes)
     counts = {name: len(split.labels) for name, split in imageset.splits.items()}
     table = rows(model, stages, rates, training.lr, training.weight_decay)
     trained = sum(row.parameters for row in table if row.start is not None)
-    share = -(-min(training.batch_size, counts["train"]) // processes)
+    parts = processes * training.accumulate
+    share = -(-min(training.batch_size, counts["train"]) // parts)
     shape = (share, net.in_channels, preprocess.crop, preprocess.crop)
+    freezing.set_phase(model, stages, rates, epoch=training.epochs - 1)  # when most is trained
     need = memory(model, shape, classes, training.optimizer, accelerator.mixed_precision)
+    freezing.set_phase(model, stages, rates, epoch=0)
     left_out = f"; {imageset.skipped} that do not decode are left out" if imageset.skipped else ""
     facts = {
         "images": ", ".join(f"{count} {name}" for name, count in counts.items()) + f"; {classes} classes{left_out}",
         "parameters": f"{trained:,} trained of {sum(row.parameters for row in table):,}",
         "updates": f"{training.epochs} epochs × {updates_per_epoch} = {training.epochs * updates_per_epoch}, "
-        f"each of {training.batch_size} images",
+        f"each of {training.batch_size} images"
+        + (f" in {training.accumulate} parts" if training.accumulate > 1 else ""),
         "optimizer": f"{training.optimizer}, {training.schedule} schedule, {training.warmup:.0%} warm-up, "
         + (f"gradients clipped at {training.clip_norm:g}" if training.clip_norm else "no clipping"),
         "precision": f"{precision}, {'channels-last' if recipe.run.channels_last else 'channels-first'}",
@@ -153,15 +167,22 @@ def make(
         "cached": "nothing: each epoch draws fresh augmentations",
     }
     title = f"{recipe.recipe}: {net.model}, weights {net.weights}, {preprocess.crop} × {preprocess.crop} pixels"
-    return show(title, table, facts)
+    return Plan(title, table, facts, need, updates_per_epoch, training.epochs)
 
 
-def show(title: str, table: list[Row], facts: dict[str, str]) -> Group:
+def as_json(plan: Plan) -> str:
+    """The plan for machines; bytes for memory, epochs counted from 0, null for what is frozen."""
+    return json.dumps(asdict(plan) | {"total_memory": plan.memory.total}, indent=2)
+
+
+def show(plan: Plan) -> Group:
     """The plan as a rich renderable: the table, and beneath it one line per fact."""
-    grid = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
+    grid = Table(
+        title=plan.title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False
+    )
     for name in ("depth", "modules", "parameters", "trained", "lr", "decay", "BatchNorm"):
         grid.add_column(name, justify="right" if name in ("parameters", "lr", "decay") else "left", no_wrap=True)
-    for row in table:
+    for row in plan.rows:
         if row.start is None:
             cells, style = ("frozen", "", ""), "dim"
         else:
@@ -171,7 +192,7 @@ def show(title: str, table: list[Row], facts: dict[str, str]) -> Group:
     notes = Table(box=None, show_header=False, pad_edge=False)
     notes.add_column(style="bold", no_wrap=True)
     notes.add_column(overflow="fold")
-    for name, value in facts.items():
+    for name, value in plan.facts.items():
         notes.add_row(name, Text(value))
     return Group(grid, Text(), notes)
 

@@ -138,18 +138,23 @@ def confusion(path: Path, scores: Scores, classes: list[str]) -> None:
     figure.savefig(path, dpi=120)
 
 
+def preview(folder: Path, loaders: dict[str, DataLoader], classes: list[str]) -> None:
+    """What can be drawn before training: the augmentations."""
+    augmentations(folder / "augmentations.png", loaders["train"].dataset, loaders["val"].dataset.transform, classes)
+
+
 def draw_all(
     folder: Path,
     history: list[dict[str, Any]],
-    best: dict[str, Any],
+    best_epoch: int,
     loaders: dict[str, DataLoader],
     scores: Scores,
     classes: list[str],
 ) -> None:
-    """All pictures of a run; `best` is the best epoch's line of `history`, `scores` its validation scores."""
-    train, val = loaders["train"].dataset, loaders["val"].dataset
-    augmentations(folder / "augmentations.png", train, val.transform, classes)
-    curves(folder / "curves.png", history, best["epoch"])
+    """All pictures of a run; `scores` are the best epoch's on the validation split."""
+    val = loaders["val"].dataset
+    preview(folder, loaders, classes)
+    curves(folder / "curves.png", history, best_epoch)
     predictions(folder / "predictions.png", val, scores, classes)
     confusion(folder / "confusion.png", scores, classes)
     top_losses(folder / "top_losses.png", val, scores, classes)

@@ -66,10 +66,18 @@ class Images:
     """Where sets known by name are, or are downloaded to."""
     val_fraction: float = 0.2
     """Share of each class that becomes the validation split, where one folder of classes is given."""
-    augment: Literal["basic", "none"] = "basic"
-    """basic: random resized crop and horizontal flip. none: the evaluation transform."""
+    augment: Literal["none", "basic", "strong", "rand", "trivial"] = "basic"
+    """none: the evaluation transform. basic: random resized crop and horizontal flip. strong: also rotation by up to 25
+    degrees and colour jitter. rand: also RandAugment (Cubuk et al. 2020). trivial: also TrivialAugment (Müller &
+    Hutter 2021)."""
     crop_scale: float = 0.08
     """Smallest share of the image's area that the random crop may keep (the largest is 1)."""
+    mixup: float = 0.0
+    """Mix each image with another of its batch, in shares drawn from Beta(this, this) (Zhang et al. 2018). 0: never."""
+    cutmix: float = 0.0
+    """Paste a part of another image of the batch, likewise (Yun et al. 2019). With both, one of them at random."""
+    balanced: bool = False
+    """Draw each class equally often, with replacement, however many images it has."""
     skip_bad_images: bool = False
     """Leave out images that do not decode, and count them, instead of refusing to start."""
     workers: int = -1
@@ -84,6 +92,8 @@ class Training:
     """Passes over the training images."""
     batch_size: int = 4
     """Global batch: images per update, whatever the number of processes."""
+    accumulate: int = 1
+    """Parts that the global batch is computed in, one after the other, to save memory."""
     eval_batch_size: int = 64
     """Images per step of evaluation, in each process. Results do not change."""
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
@@ -94,18 +104,48 @@ class Training:
     """Of sgd."""
     weight_decay: float = 0.0
     """Decay of weight matrices and kernels; biases and normalisation parameters are spared."""
-    schedule: Literal["constant", "step", "cosine"] = "step"
-    """constant; step: times --step-factor every --step-epochs; cosine: down to zero at the last update."""
+    schedule: Literal["constant", "step", "cosine", "one_cycle", "plateau"] = "step"
+    """constant; step: times --step-factor every --step-epochs; cosine: down to zero at the last update; one_cycle: up
+    from a 25th over the first 30 %, then down to zero (Smith 2018); plateau: times --step-factor whenever validation
+    loss has not fallen for --step-epochs."""
     step_epochs: int = 5
-    """Epochs between two falls of the step schedule."""
+    """Epochs between two falls of the step schedule; patience of the plateau schedule."""
     step_factor: float = 0.1
-    """Factor of each fall of the step schedule."""
+    """Factor of each fall of the step and plateau schedules."""
     warmup: float = 0.0
     """Share of all updates in which the rate first rises linearly from near zero."""
     clip_norm: float = 0.0
     """Scale gradients down to this global L2 norm. 0: never."""
     label_smoothing: float = 0.0
     """Share of each target that is spread evenly over all classes (Szegedy et al. 2016)."""
+    class_weights: bool = False
+    """Weight each image's loss by how rare its class is, so that all classes weigh the same."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the weights, which is then what is validated and kept. 0: none."""
+    best_by: Literal["accuracy", "loss"] = "accuracy"
+    """Which validation figure chooses the epoch whose weights are kept, and is watched for early stopping."""
+    patience: int = 0
+    """Stop after this many epochs without a better figure. 0: never."""
+    min_delta: float = 0.0
+    """By how much a figure must be better to count, for early stopping."""
+
+
+@dataclass(frozen=True)
+class Depths:
+    """Which depths are trained, from when and how fast; what each recipe makes of it stands in its docstring."""
+
+    layers: int = 2
+    """last_layers: how many depths are trained, counted from the head."""
+    decay: float = 1.0
+    """layerwise_lr, gradual_unfreeze: each depth's rate is this times the next one's towards the head."""
+    floor: float = 0.0
+    """layerwise_lr: no depth's rate is below this times the head's."""
+    unfreeze_every: int = 2
+    """gradual_unfreeze: epochs between one depth's start and the next one's."""
+    head_epochs: int = 3
+    """linear_then_finetune: epochs in which the head is trained alone."""
+    body_scale: float = 0.1
+    """linear_then_finetune: the rate of all other depths, once they start, as a share of the head's."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +166,10 @@ class Run:
     """The W&B project."""
     plan: bool = False
     """Print the plan and stop: nothing is trained or written."""
+    json: bool = False
+    """With --plan: print it as JSON."""
+    preview: bool = False
+    """Draw plots/augmentations.png and stop."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +181,7 @@ class Recipe:
     net: Net = field(default_factory=Net)
     images: Images = field(default_factory=Images)
     training: Training = field(default_factory=Training)
+    depths: Depths = field(default_factory=Depths)
     run: Run = field(default_factory=Run)
 
 
@@ -154,7 +199,7 @@ def resolve(recipe: Recipe) -> Recipe:
         if not ok:
             raise UserError(f"--{flag} {value}: must be {bounds}.")
 
-    for name in ("epochs", "batch_size", "eval_batch_size", "step_epochs"):
+    for name in ("epochs", "batch_size", "accumulate", "eval_batch_size", "step_epochs"):
         check(name.replace("_", "-"), getattr(training, name), getattr(training, name) >= 1, "at least 1")
     check("lr", training.lr, 0 < training.lr < float("inf"), "above 0")
     check("momentum", training.momentum, 0 <= training.momentum < 1, "at least 0 and below 1")
@@ -169,6 +214,18 @@ def resolve(recipe: Recipe) -> Recipe:
         check("hidden", width, width >= 1, "widths of at least 1")
     if net.pool_size is not None:
         check("pool-size", net.pool_size, net.pool_size >= 1, "at least 1")
+    check("ema", training.ema, 0 <= training.ema < 1, "at least 0 and below 1")
+    check("patience", training.patience, training.patience >= 0, "at least 0 (0 never stops early)")
+    check("min-delta", training.min_delta, training.min_delta >= 0, "at least 0")
+    check("mixup", images.mixup, images.mixup >= 0, "at least 0 (0 never mixes)")
+    check("cutmix", images.cutmix, images.cutmix >= 0, "at least 0 (0 never mixes)")
+    depths = recipe.depths
+    check("layers", depths.layers, depths.layers >= 1, "at least 1")
+    check("decay", depths.decay, 0 < depths.decay <= 1, "above 0 and at most 1")
+    check("floor", depths.floor, 0 <= depths.floor <= 1, "at least 0 and at most 1")
+    check("unfreeze-every", depths.unfreeze_every, depths.unfreeze_every >= 1, "at least 1")
+    check("head-epochs", depths.head_epochs, depths.head_epochs >= 0, "at least 0")
+    check("body-scale", depths.body_scale, 0 < depths.body_scale <= 1, "above 0 and at most 1")
     check("val-fraction", images.val_fraction, 0 < images.val_fraction < 1, "between 0 and 1")
     check("crop-scale", images.crop_scale, 0 < images.crop_scale <= 1, "above 0 and at most 1")
     check("workers", images.workers, images.workers >= -1, "a number of processes, or -1 for auto")

@@ -55,11 +55,15 @@ def epoch_line(line: dict[str, Any], epochs: int, improved: bool) -> str:
     )
 
 
-def ending(result: dict[str, Any], epochs: int, output: Path) -> str:
+def ending(result: dict[str, Any], output: Path, stopped: bool) -> str:
     """The last words of a run, from its summary."""
     run = result["epochs_run"]
     kept = f"{run} before it are" if run > 1 else "one before it is"
-    stopped = f"Stopped in epoch {run + 1} of {epochs}; the {kept} kept.\n" if run < epochs else ""
+    why = ""
+    if stopped:
+        why = f"Stopped in epoch {run + 1}; the {kept} kept.\n"
+    elif result["stopped_early"]:
+        why = f"Stopped early, after {run} epochs: no better for --patience epochs.\n"
     tested = (
         f"Test accuracy of that model: {result['test_accuracy']:.4f}."
         if "test_accuracy" in result
@@ -67,7 +71,7 @@ def ending(result: dict[str, Any], epochs: int, output: Path) -> str:
         f"A test/ split would tell."
     )
     return (
-        f"\n{stopped}Best validation accuracy {result['best_val_accuracy']:.4f} in epoch {result['best_epoch']}, "
+        f"\n{why}Best validation accuracy {result['best_val_accuracy']:.4f} in epoch {result['best_epoch']}, "
         f"after {result['total_seconds']:.0f} s in all.\n{tested}\n"
         f"Model     {output / 'model'}\nPictures  {output / 'plots'}\nNumbers   {output / 'metrics.jsonl'}"
     )

@@ -8,6 +8,7 @@ import platform
 import socket
 import subprocess
 import threading
+import time
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +17,9 @@ from urllib.parse import urlparse
 
 from accelerate import Accelerator
 
+from finetune.archs import depth_name
 from finetune.errors import UserError
+from finetune.evaluate import Scores
 from finetune.recipe import Recipe
 
 PACKAGES = ("torch", "torchvision", "accelerate", "wandb", "safetensors", "pillow", "numpy")
@@ -25,9 +28,10 @@ PACKAGES = ("torch", "torchvision", "accelerate", "wandb", "safetensors", "pillo
 def config(recipe: Recipe, **found: Any) -> dict[str, Any]:
     """Every resolved setting, and what else it takes to run the same again: versions, commit, what was `found` out."""
     flat = {"recipe": recipe.recipe}
-    for section in (recipe.net, recipe.images, recipe.training, recipe.run):
+    for section in (recipe.net, recipe.images, recipe.training, recipe.depths, recipe.run):
         flat |= asdict(section)
-    del flat["plan"]
+    for question in ("plan", "json", "preview"):
+        del flat[question]
     flat = {name: str(value) if isinstance(value, Path) else value for name, value in flat.items()}
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -60,16 +64,50 @@ def append_json(path: Path, value: dict[str, Any]) -> None:
         file.write(json.dumps(value) + "\n")
 
 
+def epoch_record(
+    epoch: int,
+    updates_per_epoch: int,
+    optimizer: Any,
+    stages: list[list[str]],
+    train: list[float],
+    scores: Scores,
+    images_per_second: float,
+    began: float,
+) -> dict[str, Any]:
+    """A line of metrics.jsonl, in which epochs count from 1; `train` is loss and accuracy."""
+    return {
+        "epoch": epoch + 1,
+        "step": (epoch + 1) * updates_per_epoch,
+        "lr": {depth_name(group["depth"], len(stages)): group["lr"] for group in optimizer.param_groups},
+        "train_loss": train[0],
+        "train_accuracy": train[1],
+        "val_loss": scores.loss,
+        "val_accuracy": scores.accuracy,
+        "val_top5": scores.top5,
+        "images_per_second": images_per_second,
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def better(line: dict[str, Any], best: dict[str, Any] | None, best_by: str) -> bool:
+    """Whether an epoch beats the best so far: by accuracy, then loss, or by loss alone."""
+    if best is None:
+        return True
+    if best_by == "loss":
+        return line["val_loss"] < best["val_loss"]
+    return (line["val_accuracy"], -line["val_loss"]) > (best["val_accuracy"], -best["val_loss"])
+
+
 def summary(
-    best: dict[str, Any], epochs_run: int, stopped: bool, loaders: dict[str, Any], accelerator: Accelerator
+    best: dict[str, Any], history: list[dict[str, Any]], epochs: int, loaders: dict[str, Any], accelerator: Accelerator
 ) -> dict[str, Any]:
     """What summary.json says of a run, but for its time and test accuracy."""
     return {
         "best_epoch": best["epoch"],
         "best_val_accuracy": best["val_accuracy"],
         "best_val_loss": best["val_loss"],
-        "stopped_early": stopped,
-        "epochs_run": epochs_run,
+        "stopped_early": len(history) < epochs,
+        "epochs_run": len(history),
         **{f"{name}_images": len(loader.dataset) for name, loader in loaders.items()},
         "num_processes": accelerator.num_processes,
         "precision": accelerator.mixed_precision,

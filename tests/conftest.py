@@ -31,6 +31,13 @@ def write_images(folder: Path, per_class: int, classes: tuple[str, ...] = CLASSE
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / name / f"{k:02}.jpg", quality=90)
 
 
+def reset_accelerate() -> None:
+    """Forget the processes and the device that an earlier test settled on."""
+    for state in (AcceleratorState, PartialState):
+        state._reset_state()
+    GradientState._reset_state()
+
+
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """train/ with 3 × 7 images (no multiple of the batch), val/ with 3 × 3."""
@@ -53,9 +60,7 @@ def train(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def run(*flags: str, data: Path | str = image_folder) -> tuple[int, Path]:
         output = tmp_path / f"run{len(runs)}"
         runs.append(output)
-        for state in (AcceleratorState, PartialState):
-            state._reset_state()
-        GradientState._reset_state()
+        reset_accelerate()
         common = ["--data", str(data), "--output", str(output), "--tracker", "none", "--precision", "no"]
         tiny = ["--model", "shufflenet_v2_x0_5", "--image-size", "32", "--weights", "none", "--epochs", "2"]
         given = {flag for flag in flags if flag.startswith("--")}

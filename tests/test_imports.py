@@ -8,8 +8,10 @@ from conftest import ROOT
 # A module may import what stands in a row below its own, and its neighbours.
 LAYERS = (
     {"train"},
-    {"plan", "evaluate", "tracking", "plots", "artifact", "terminal"},
-    {"surgery", "freezing", "groups", "schedule", "data", "loss", "hardware", "heads", "recipes"},
+    {"reporting"},
+    {"plan", "tracking", "plots", "artifact", "terminal"},
+    {"evaluate"},
+    {"surgery", "freezing", "groups", "schedule", "data", "loss", "ema", "hardware", "heads", "recipes"},
     {"imagesets", "folders", "tables", "arrays", "named", "starter"},
     {"recipe", "archs", "errors"},
 )

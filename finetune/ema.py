@@ -1,0 +1,14 @@
+"""An exponential moving average of the weights."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+
+def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
+    """The average of a model's weights and buffers, to be updated after each update; None where `decay` is 0.
+
+    Polyak & Juditsky 1992, in the form that forgets exponentially.
+    """
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None

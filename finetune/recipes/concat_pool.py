@@ -1,0 +1,29 @@
+"""A richer head on the mean and the maximum of the last map, more augmentation, and the body thawed behind it.
+
+    python train.py --recipe concat_pool --data flowers102 --model densenet161
+
+Source: the Flowers-102 write-up with DenseNet-161: concatenated pools, BatchNorm, dropout 0.35 and 1024 hidden units;
+rotation by 25 degrees and colour jitter; layers unfrozen selectively, here after the head's first epochs.
+"""
+
+from finetune.recipe import Images, Net, Rate, Recipe, Training
+
+SETTINGS = Recipe(
+    recipe="concat_pool",
+    net=Net(head="concat_pool", hidden=(1024,), dropout=0.35),
+    images=Images(augment="strong", crop_scale=0.35),
+    training=Training(
+        batch_size=16,
+        optimizer="adamw",
+        lr=5e-4,
+        schedule="cosine",
+        clip_norm=1.0,
+        weight_decay=0.05,
+        label_smoothing=0.1,
+    ),
+)
+
+
+def rate(settings: Recipe, depth: int, depths: int) -> Rate | None:
+    """The head from the start; all else after `--head-epochs`, at `--body-scale` of its rate."""
+    return Rate(1.0) if depth == depths - 1 else Rate(settings.depths.body_scale, start=settings.depths.head_epochs)

@@ -1,0 +1,22 @@
+"""Grey images through a colour net: its first layer converted, a small perceptron as head, the rest frozen.
+
+    python train.py --recipe grayscale --data path/to/arrays.npz --model resnet50
+
+Source: the grey-image write-up, with arrays x_train, y_train, x_test, y_test and ResNet-50. It converts the first layer
+by luma (`--first-layer luma`), which makes a grey image's response a third of what the frozen layers know; the default
+here is the sum of the three channels, which leaves it as it was.
+"""
+
+from finetune.recipe import Images, Net, Rate, Recipe, Training
+
+SETTINGS = Recipe(
+    recipe="grayscale",
+    net=Net(head="mlp", hidden=(256,), dropout=0.5, in_channels=1, first_layer="sum"),
+    images=Images(crop_scale=0.35),
+    training=Training(batch_size=8, optimizer="adamw", lr=3e-4, schedule="cosine", label_smoothing=0.1),
+)
+
+
+def rate(settings: Recipe, depth: int, depths: int) -> Rate | None:
+    """The head alone is trained."""
+    return Rate(1.0) if depth == depths - 1 else None

@@ -1,0 +1,31 @@
+"""Train everything, the slower the further from the head.
+
+    python train.py --recipe layerwise_lr --data caltech101 --model resnet18
+    python train.py --recipe layerwise_lr --data path/to/folder --decay 0.7 --floor 0     # a rate for every depth
+
+The rates fall by `--decay` from each depth to the one before it, down to `--floor`: with 0.1 and 0.001, the defaults,
+they are 1e-3, 1e-4, 1e-5 and 1e-6 over four groups of layers, as in the Caltech-101 write-up, from which early stopping
+on validation loss comes too. Layer-wise decay: Howard & Ruder 2018 (ULMFiT).
+"""
+
+from finetune.recipe import Depths, Rate, Recipe, Training
+
+SETTINGS = Recipe(
+    recipe="layerwise_lr",
+    training=Training(
+        batch_size=128,
+        epochs=15,
+        optimizer="adam",
+        lr=1e-3,
+        schedule="constant",
+        clip_norm=1.0,
+        best_by="loss",
+        patience=3,
+    ),
+    depths=Depths(decay=0.1, floor=1e-3),
+)
+
+
+def rate(settings: Recipe, depth: int, depths: int) -> Rate | None:
+    """The rate's scale is a power of the decay, not below the floor."""
+    return Rate(max(settings.depths.decay ** (depths - 1 - depth), settings.depths.floor))

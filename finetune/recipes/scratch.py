@@ -1,0 +1,27 @@
+"""Train everything from random weights: the baseline that every transfer result is compared with.
+
+python train.py --recipe scratch --data path/to/folder --model resnet18
+"""
+
+from finetune.recipe import Images, Net, Rate, Recipe, Training
+
+SETTINGS = Recipe(
+    recipe="scratch",
+    net=Net(weights="none"),
+    images=Images(crop_scale=0.35),
+    training=Training(
+        batch_size=16,
+        optimizer="adamw",
+        lr=2e-3,
+        schedule="cosine",
+        warmup=0.1,
+        clip_norm=1.0,
+        weight_decay=0.05,
+        label_smoothing=0.1,
+    ),
+)
+
+
+def rate(settings: Recipe, depth: int, depths: int) -> Rate | None:
+    """Everything is trained at one rate."""
+    return Rate(1.0)

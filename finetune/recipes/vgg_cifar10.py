@@ -1,0 +1,21 @@
+"""Small images through frozen VGG-16 features, with the pool and the classifier swapped.
+
+    python train.py --recipe vgg_cifar10
+
+Source: the CIFAR-10 write-up: 32 × 32 pixels as they are, no augmentation, batch 1024, Adam at 1e-3, 5 epochs; the map
+is pooled to 3 × 3 and classified by 4608 → 512 → 128 → 10.
+"""
+
+from finetune.recipe import Images, Net, Rate, Recipe, Training
+
+SETTINGS = Recipe(
+    recipe="vgg_cifar10",
+    net=Net(model="vgg16", head="mlp", hidden=(512, 128), dropout=0.0, pool_size=3, image_size=32),
+    images=Images(data="cifar10", augment="none"),
+    training=Training(batch_size=1024, epochs=5, optimizer="adam", lr=1e-3, schedule="constant"),
+)
+
+
+def rate(settings: Recipe, depth: int, depths: int) -> Rate | None:
+    """The head alone is trained."""
+    return Rate(1.0) if depth == depths - 1 else None

@@ -1,0 +1,140 @@
+"""The settings of the optimisation do what they say."""
+
+import pytest
+import torch
+from conftest import metrics, write_images
+from safetensors.torch import load_file
+
+from finetune import data, loss, recipes, schedule
+from finetune.recipe import Training
+
+T2S_LOSSES = (0.3606, 0.3060, 0.2639, 0.2218, 0.2080, 0.2523, 0.3576, 0.55)
+
+
+def history(losses):
+    return [{"epoch": k + 1, "val_loss": value, "val_accuracy": 0.5} for k, value in enumerate(losses)]
+
+
+def test_early_stopping_stops_where_the_caltech_write_up_did():
+    training = Training(best_by="loss", patience=3)
+    stops = [schedule.should_stop(history(T2S_LOSSES[:n]), training) for n in range(1, 9)]
+    assert stops == [False] * 7 + [True]
+    assert not schedule.should_stop(history(T2S_LOSSES), Training(best_by="loss", patience=0))
+    assert schedule.should_stop(history((1.0, 0.99, 0.98)), Training(best_by="loss", patience=2, min_delta=0.05))
+
+
+def test_early_stopping_ends_a_run_and_keeps_the_best(train):
+    code, output = train("--recipe", "finetune", "--patience", "1", "--epochs", "9", "--lr", "1e-9")
+    assert code == 0
+    assert len(metrics(output)) < 9
+
+
+def test_plateau_falls_when_the_loss_has_not_for_so_many_epochs():
+    training = Training(schedule="plateau", step_epochs=2, step_factor=0.5)
+    factor = schedule.make_schedule(training, 1)
+    losses = [1.0, 0.9, 0.95, 0.92, 0.91, 0.93, 0.8]
+    assert [factor(0, history(losses[:n])) for n in range(8)] == [1, 1, 1, 1, 0.5, 0.5, 0.25, 0.25]
+
+
+def test_one_cycle_equals_torchs():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    reference = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=1001, final_div_factor=1e9)
+    factor = schedule.make_schedule(Training(epochs=1000, schedule="one_cycle", warmup=0.0), 1)
+    for update in range(1000):
+        assert factor(update) == pytest.approx(optimizer.param_groups[0]["lr"], abs=6e-3)
+        optimizer.step()
+        reference.step()
+
+
+def test_accumulation_ends_with_the_same_weights(train):
+    whole, parts = (
+        load_file(train("--weights", "starter", "--batch-size", "8", "--accumulate", n)[1] / "model/model.safetensors")
+        for n in ("1", "3")
+    )
+    for key, value in whole.items():
+        torch.testing.assert_close(parts[key], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [5, 21])
+@pytest.mark.parametrize("parts", [1, 2, 5])
+def test_parts_and_processes_together_are_the_global_batch(count, parts):
+    whole = list(data.GlobalBatches(count, 6, seed=0))
+    split = [list(data.GlobalBatches(count, 6, 0, process, 2, parts)) for process in range(2)]
+    assert {len(part) for part in split} == {len(whole) * parts}
+    for number, batch in enumerate(whole):
+        drawn = [d for part in split for k in range(parts) for d in part[number * parts + k] if d.share > 0]
+        assert sorted(d.index for d in drawn) == sorted(d.index for d in batch)
+        assert sum(d.share for d in drawn) == pytest.approx(1.0)
+
+
+def test_balanced_batches_draw_each_class_equally_often():
+    labels = torch.tensor([0] * 180 + [1] * 20)
+    batches = data.GlobalBatches(200, 50, seed=0, weights=1 / torch.bincount(labels)[labels])
+    drawn = torch.tensor([draw.index for epoch in range(20) for draw in epoch_of(batches, epoch)])
+    assert len(drawn) == 4000
+    assert labels[drawn].float().mean().item() == pytest.approx(0.5, abs=0.05)
+
+
+def epoch_of(batches, epoch):
+    batches.epoch = epoch
+    return [draw for batch in batches for draw in batch]
+
+
+def test_class_weights_give_every_class_the_same_weight():
+    weights = loss.rarity([0] * 30 + [1] * 10, 2, on=True)
+    assert weights.tolist() == pytest.approx([2 / 3, 2])
+    assert loss.rarity([0, 0, 1], 2, on=False).tolist() == [1, 1]
+
+
+def test_mixed_loss_is_the_mixture_of_both_losses():
+    torch.manual_seed(0)
+    logits, labels, others = torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), torch.tensor([1, 1, 0, 2])
+    mix = torch.tensor([1.0, 0.3, 0.5, 0.0])
+    _, losses = loss.cross_entropy(logits, labels, others, mix, 0.0, 0.0, torch.ones(3))
+    targets = mix[:, None] * torch.eye(3)[labels] + (1 - mix)[:, None] * torch.eye(3)[others]
+    torch.testing.assert_close(losses, torch.nn.functional.cross_entropy(logits, targets, reduction="none"))
+
+
+@pytest.mark.parametrize("flag", ["--mixup", "--cutmix"])
+def test_mixing_is_seeded_per_image_and_changes_with_no_worker(train, flag):
+    plain = metrics(train("--recipe", "finetune")[1])
+    mixed = [metrics(train("--recipe", "finetune", flag, "1.0", "--workers", workers)[1]) for workers in ("0", "2")]
+    assert mixed[0] == mixed[1]
+    assert mixed[0][0]["train_loss"] != plain[0]["train_loss"]
+
+
+def test_the_moving_average_is_what_is_saved(train):
+    fast = load_file(train("--recipe", "finetune", "--lr", "1e-2", "--warmup", "0")[1] / "model/model.safetensors")
+    slow = load_file(
+        train("--recipe", "finetune", "--lr", "1e-2", "--warmup", "0", "--ema", "0.99")[1] / "model/model.safetensors"
+    )
+    assert slow.keys() == fast.keys()
+    # Adam's first step is lr everywhere, and the average begins there; three more count one per cent each.
+    assert slow["fc.weight"].abs().max().item() == pytest.approx(1e-2, rel=0.05)
+    assert fast["fc.weight"].abs().max() > 1.5e-2
+
+
+@pytest.mark.parametrize("augment", ["none", "basic", "strong", "rand", "trivial"])
+def test_every_augmentation_trains(train, augment):
+    code, output = train("--augment", augment, "--epochs", "1")
+    assert code == 0
+    assert len(metrics(output)) == 1
+
+
+@pytest.mark.parametrize("flags", [("--optimizer", "sgd"), ("--optimizer", "adam"), ("--schedule", "one_cycle"),
+                                   ("--schedule", "plateau"), ("--class-weights",), ("--balanced",)])  # fmt: skip
+def test_every_setting_trains(train, flags, tmp_path):
+    write_images(tmp_path / "data" / "train", 3)
+    write_images(tmp_path / "data" / "val", 2, seed=1)
+    assert train("--recipe", "finetune", *flags, data=tmp_path / "data")[0] == 0
+
+
+def test_every_recipe_runs(train):
+    ran = []
+    for name in recipes.NAMES:
+        flags = ("--model", "vgg11", "--hidden", "8") if name == "vgg_cifar10" else ()
+        code, output = train("--recipe", name, "--epochs", "2", "--batch-size", "8", *flags)
+        assert code == 0, name
+        assert len(metrics(output)) == 2
+        ran.append(name)
+    assert len(ran) == 10
