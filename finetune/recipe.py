@@ -229,6 +229,8 @@ def resolve(recipe: Recipe) -> Recipe:
     check("val-fraction", images.val_fraction, 0 < images.val_fraction < 1, "between 0 and 1")
     check("crop-scale", images.crop_scale, 0 < images.crop_scale <= 1, "above 0 and at most 1")
     check("workers", images.workers, images.workers >= -1, "a number of processes, or -1 for auto")
+    if images.augment not in ("none", "basic") and net.in_channels not in (1, 3):
+        raise UserError(f"--augment {images.augment} needs grey or colour images; here use basic or none.")
     check("seed", run.seed, 0 <= run.seed < 2**63, "at least 0 and below 2^63")
     if net.weights not in ("default", "starter", "none") and not Path(net.weights).expanduser().exists():
         kinds = "default, none, a .safetensors or .pth file, or a model folder"
