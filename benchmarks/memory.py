@@ -33,9 +33,8 @@ print((after - before) / 1024, estimate / 2**20)
 
 
 def main() -> None:
-    print(
-        "| model, batch, float32, AdamW | measured MiB | estimated MiB | estimated / measured |\n| --- | --- | --- | --- |"
-    )
+    print("| model, batch, float32, AdamW | measured MiB | estimated MiB | estimated / measured |")
+    print("| --- " * 4 + "|")
     for name, batch in CASES:
         command = [sys.executable, "-c", ONE, name, str(batch)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -6,6 +6,8 @@ nor the number of processes changes what is seen.
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,7 +109,7 @@ def training_transform(preprocess: Preprocess, augment: str, crop_scale: float) 
         return evaluation_transform(preprocess)
     extra = {
         "basic": [],
-        "strong": [v2.RandomRotation(25), v2.ColorJitter(0.3, 0.3, 0.3, 0.05)],
+        "strong": [v2.RandomRotation(25, InterpolationMode.BILINEAR), v2.ColorJitter(0.3, 0.3, 0.3, 0.05)],
         "rand": [v2.RandAugment()],
         "trivial": [v2.TrivialAugmentWide()],
     }
@@ -215,6 +217,12 @@ def _ignore_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def _end_workers() -> None:
+    """At exit: workers that ignore SIGTERM would be waited for in vain after a crash."""
+    for child in multiprocessing.active_children():
+        child.kill()
+
+
 def make_loaders(
     splits: dict[str, Split],
     preprocess: Preprocess,
@@ -229,6 +237,8 @@ def make_loaders(
     They are not for `accelerator.prepare`, since `GlobalBatches` already takes this process's part.
     """
     process, processes = accelerator.process_index, accelerator.num_processes
+    if workers:
+        atexit.register(_end_workers)
     loaders = {}
     for name, split in splits.items():
         if name == "train":

@@ -187,7 +187,9 @@ def show(plan: Plan) -> Group:
             cells, style = ("frozen", "", ""), "dim"
         else:
             when = "from the start" if row.start == 0 else f"from epoch {row.start + 1}"
-            cells, style = (when, f"{row.lr:.3g}", f"{row.weight_decay:.3g}"), ""
+            never = row.start >= plan.epochs
+            when += f", after the last ({plan.epochs})" if never else ""
+            cells, style = (when, f"{row.lr:.3g}", f"{row.weight_decay:.3g}"), "dim" if never else ""
         grid.add_row(row.name, row.modules, f"{row.parameters:,}", *cells, row.batchnorm, style=style)
     notes = Table(box=None, show_header=False, pad_edge=False)
     notes.add_column(style="bold", no_wrap=True)
