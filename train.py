@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
     # ---- network and images ------------------------------------------------------------------------------------------
     torch.manual_seed(run.seed)
     with accelerator.local_main_process_first():  # one download for all processes
-        model, preprocess, stages = surgery.build(net, len(classes))
+        model, preprocess, stages = surgery.build(net, len(classes), empty=run.plan)
     rates = recipes.rates(recipe, len(stages))
     workers = hardware.worker_count(images.workers, device)
     loaders = data.make_loaders(imageset.splits, preprocess, images, training, run.seed, workers, accelerator)

@@ -26,13 +26,15 @@ from finetune.recipe import Net
 STARTER_FOLDER = Path(__file__).parent / "starter" / "backbone"
 
 
-def build(net: Net, classes: int) -> tuple[nn.Module, Preprocess, list[list[str]]]:
+def build(net: Net, classes: int, empty: bool = False) -> tuple[nn.Module, Preprocess, list[list[str]]]:
     """A torchvision model with a new head, its evaluation transform, and the paths at each of its depths.
 
     Everything but the heads has the weights' values under torchvision's own key names; with `--weights none` it is
-    torchvision's random initialisation, drawn from torch's global generator. The transform is the one that belongs to
-    the weights. Raises `UserError` for weights that cannot be had, are no weights, or do not fit, and for a head or an
-    input that the architecture does not take.
+    torchvision's random initialisation, drawn from torch's global generator, or, if `empty`, has shapes but no values:
+    enough for a plan, and no time. The transform is the one that belongs to the weights.
+
+    Raises `UserError` for weights that cannot be had, are no weights, or do not fit, and for a head or an input that
+    the architecture does not take.
     """
     family = find(net.model)
     transform, state = preprocess(net.model), None
@@ -51,7 +53,7 @@ def build(net: Net, classes: int) -> tuple[nn.Module, Preprocess, list[list[str]
         options["init_weights"] = True
     try:
         # Parameters that the file replaces are never drawn: large nets start in a fraction of the time.
-        with nullcontext() if state is None else init_empty_weights(include_buffers=False):
+        with init_empty_weights(include_buffers=False) if empty or state is not None else nullcontext():
             model = torchvision.models.get_model(net.model, weights=None, **options)
     except (ValueError, AssertionError) as error:
         raise UserError(f"{net.model} cannot be built for images of {transform.crop} pixels: {error}") from error
