@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from pathlib import Path
 
@@ -29,6 +30,9 @@ def make_accelerator(precision: str, tracker: str, output: Path) -> tuple[Accele
         log_with=None if tracker == "none" else tracker,
         project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output / tracker)),
     )
+    if accelerator.num_processes > 1:
+        # Left to the interpreter's end, gloo's threads can abort a process that has finished before the others.
+        atexit.register(accelerator.state.destroy_process_group)
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world != accelerator.num_processes:
         raise UserError(
