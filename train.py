@@ -42,7 +42,6 @@ def main(arguments: list[str]) -> int:
     )
     from finetune.evaluate import evaluate
 
-    tracking.check_tracker(run.tracker)
     accelerator, precision = hardware.make_accelerator(run.precision, run.tracker, output)
     main_process, device, processes = accelerator.is_main_process, accelerator.device, accelerator.num_processes
     console = terminal.make_console(main_process)
@@ -53,13 +52,12 @@ def main(arguments: list[str]) -> int:
         model, preprocess, stages = surgery.build(net, len(classes), empty=run.plan)
     rates = recipes.rates(recipe, len(stages))
     workers = hardware.worker_count(images.workers, device)
-    loaders = data.make_loaders(imageset.splits, preprocess, images, training, run.seed, workers, accelerator)
+    pairs = freezing.trains_batchnorm(model, stages, rates)
+    loaders = data.make_loaders(imageset.splits, preprocess, recipe, workers, accelerator, pairs)
     train_count, updates_per_epoch = len(loaders["train"].dataset), loaders["train"].batch_sampler.updates
 
     # ---- plan --------------------------------------------------------------------------------------------------------
-    whole = plan.make(
-        recipe, model, stages, rates, preprocess, imageset, updates_per_epoch, accelerator, precision, workers
-    )
+    whole = plan.make(recipe, model, stages, rates, preprocess, imageset, loaders, accelerator, precision)
     console.print(plan.as_json(whole) if run.json else plan.show(whole), soft_wrap=run.json)
     if run.plan:
         return 0
@@ -112,12 +110,11 @@ def main(arguments: list[str]) -> int:
                 break
         if stopped:
             break
-        train = (accelerator.reduce(sums) / train_count).tolist()
         speed = train_count / (time.perf_counter() - epoch_began)
-        if not math.isfinite(train[0]):
-            raise UserError(f"the loss is {train[0]} in epoch {epoch + 1}. Lower --lr, or set --clip-norm 1.")
-
+        train = (accelerator.reduce(sums) / train_count).tolist()
         scores = evaluate(kept, loaders["val"], preprocess, run.channels_last, accelerator)
+        if not math.isfinite(total := train[0] + scores.loss):
+            raise UserError(f"the loss is {total} in epoch {epoch + 1}. Lower --lr, or set --clip-norm 1.")
         line = tracking.epoch_record(epoch, updates_per_epoch, optimizer, stages, train, scores, speed, epoch_began)
         history.append(line)
         if improved := tracking.better(line, best, training.best_by):

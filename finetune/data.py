@@ -27,7 +27,7 @@ from finetune.archs import Preprocess
 from finetune.arrays import channels as array_channels
 from finetune.errors import UserError
 from finetune.imagesets import Split
-from finetune.recipe import Images, Training
+from finetune.recipe import Recipe
 
 
 class Draw(NamedTuple):
@@ -86,8 +86,10 @@ def load(item: str | np.ndarray | Image.Image, channels: int) -> Tensor:
     try:
         with Image.open(item) as image:
             image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255 instead of scaling
-                image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+            if image.mode[0] in "IF":  # deeper grey, which Pillow would clip at 255 instead of scaling
+                pixels = np.asarray(image).astype(np.float64)
+                scale = 1 / 257 if pixels.max() > 255 else 255 if image.mode == "F" and pixels.max() <= 1 else 1
+                image = Image.fromarray((pixels * scale).clip(0, 255).astype(np.uint8))
             return functional.pil_to_tensor(image.convert(mode))
     except Exception as error:
         raise UserError(f"{item} does not decode: {error}") from error
@@ -167,7 +169,8 @@ class GlobalBatches(Sampler[list[Draw]]):
     must take part in the exchange of gradients.
 
     Set `epoch` before iterating. With `seed=None` the order is that of the split. With `parts`, each global batch comes
-    in so many, for gradients that are accumulated. With `weights` (one per image), images are drawn with replacement.
+    in so many, for gradients that are accumulated. With `weights` (one per image), images are drawn with replacement. A
+    last batch of less than `fewest` images joins the one before.
     """
 
     def __init__(
@@ -179,13 +182,14 @@ class GlobalBatches(Sampler[list[Draw]]):
         processes: int = 1,
         parts: int = 1,
         weights: Tensor | None = None,
+        fewest: int = 1,
     ) -> None:
         self.count, self.seed, self.weights, self.parts = count, seed, weights, parts
         self.process, self.processes = process, processes
         self.epoch = 0
         self.starts = list(range(0, count, batch_size))
-        if seed is not None and count % batch_size == 1 and len(self.starts) > 1:
-            self.starts.pop()  # one image has no batch statistics: it joins the batch before
+        if seed is not None and 0 < count % batch_size < fewest and len(self.starts) > 1:
+            self.starts.pop()
 
     @property
     def updates(self) -> int:
@@ -226,16 +230,17 @@ def _end_workers() -> None:
 def make_loaders(
     splits: dict[str, Split],
     preprocess: Preprocess,
-    images: Images,
-    training: Training,
-    seed: int,
+    recipe: Recipe,
     workers: int,
     accelerator: Accelerator,
+    pairs: bool = False,
 ) -> dict[str, DataLoader]:
     """A loader of `Batch` per split: `train` shuffled and augmented, the others in order and as in use.
 
-    They are not for `accelerator.prepare`, since `GlobalBatches` already takes this process's part.
+    With `pairs`, each process has at least two images of every batch, of which BatchNorm can take statistics. The
+    loaders are not for `accelerator.prepare`, since `GlobalBatches` already takes this process's part.
     """
+    images, training, seed = recipe.images, recipe.training, recipe.run.seed
     process, processes = accelerator.process_index, accelerator.num_processes
     if workers:
         atexit.register(_end_workers)
@@ -247,7 +252,14 @@ def make_loaders(
             labels = torch.tensor(split.labels)
             weights = 1 / torch.bincount(labels)[labels] if images.balanced else None
             batches = GlobalBatches(
-                len(labels), training.batch_size, seed, process, processes, training.accumulate, weights
+                len(labels),
+                training.batch_size,
+                seed,
+                process,
+                processes,
+                training.accumulate,
+                weights,
+                fewest=2 * processes * training.accumulate if pairs else 1,
             )
         else:
             transform, mix = evaluation_transform(preprocess), None

@@ -26,7 +26,8 @@ def exit_code(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     try:
         return main(arguments)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # From an image worker the message comes wrapped in that process's traceback.
+        print(f"error: {str(error).rpartition('UserError: ')[2].strip()}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return STOPPED

@@ -17,6 +17,7 @@ from finetune.imagesets import ImageSet, Split, grouped, stratified
 # torchvision's ImageFolder reads these and passes over the rest, .gif among them.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 SPLITS = ("train", "val", "test")
+SPLIT_WORDS = (*SPLITS, "training", "valid", "validation", "eval", "testing")
 
 
 def read(top: Path, val_fraction: float, seed: int, skip_bad_images: bool) -> ImageSet:
@@ -27,7 +28,13 @@ def read(top: Path, val_fraction: float, seed: int, skip_bad_images: bool) -> Im
     """
     if not top.is_dir():
         raise UserError(f"--data {top} is a file; it may be a folder of images, a .csv, or an .npz with arrays.")
-    present = [name for name in SPLITS if (top / name).is_dir()]
+    try:
+        inside = sorted(child.name for child in top.iterdir() if child.is_dir() and not child.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"{top} cannot be read: {error.strerror}.") from error
+    present = [name for name in SPLITS if name in inside]
+    if inside and all(name.lower() in SPLIT_WORDS for name in inside) and not set(inside) <= set(SPLITS):
+        raise UserError(f"{top} holds {', '.join(inside)}: name its splits train, val and, if any, test.")
     if "train" in present and "val" not in present:
         raise UserError(
             f"{top} has train/ but no val/. Add val/ with the same classes, or let train/ be split: --data {top}/train"
@@ -81,9 +88,14 @@ def _classes(folder: Path) -> dict[str, list[str]]:
     except OSError as error:
         refuse(error)
     for subfolder in subfolders:
-        paths = []
+        paths: list[str] = []
+        seen: set[str] = set()
         for place, inner, files in os.walk(subfolder, followlinks=True, onerror=refuse):
-            inner.sort()
+            inner[:] = sorted(name for name in inner if not name.startswith("."))
+            if (here := os.path.realpath(place)) in seen:  # a link back up the tree
+                inner.clear()
+                continue
+            seen.add(here)
             paths += [
                 os.path.join(place, name)
                 for name in sorted(files)

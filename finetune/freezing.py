@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from accelerate import Accelerator
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from finetune.recipe import Rate
 
@@ -16,6 +17,13 @@ def trained(rate: Rate | None, epoch: int) -> bool:
 def phase(rates: list[Rate | None], epoch: int) -> list[bool]:
     """Which depths are trained in an epoch; a new phase begins where this changes."""
     return [trained(rate, epoch) for rate in rates]
+
+
+def trains_batchnorm(model: nn.Module, stages: list[list[str]], rates: list[Rate | None]) -> bool:
+    """Whether any depth that is ever trained takes statistics from its batches."""
+    modules = dict(model.named_modules())
+    paths = [path for place, rate in zip(stages, rates, strict=True) if rate for path in place if path in modules]
+    return any(isinstance(module, _BatchNorm) for path in paths for module in modules[path].modules())
 
 
 def wrap(accelerator: Accelerator, model: nn.Module) -> nn.Module:

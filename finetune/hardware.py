@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
@@ -21,6 +22,7 @@ def make_accelerator(precision: str, tracker: str, output: Path) -> tuple[Accele
     Raises `UserError` where a launch of several processes came out as several runs of one, or where the precision
     cannot be had on this device.
     """
+    check_tracker(tracker)
     gpu = torch.accelerator.is_available()
     chosen, why = choose_precision(precision, gpu)
     accelerator = Accelerator(
@@ -40,6 +42,16 @@ def make_accelerator(precision: str, tracker: str, output: Path) -> tuple[Accele
             f"Launch with --config_file launch/cpu_2proc.yaml, or with torchrun."
         )
     return accelerator, f"{'float32' if chosen == 'no' else chosen} ({why})"
+
+
+def check_tracker(tracker: str) -> None:
+    """A `UserError` where the tracker's package is not installed."""
+    if tracker == "none":
+        return
+    try:
+        version(tracker)
+    except PackageNotFoundError:
+        raise UserError(f"--tracker {tracker} needs a package that is not here: pip install {tracker}") from None
 
 
 def choose_precision(precision: str, gpu: bool) -> tuple[str, str]:

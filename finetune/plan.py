@@ -13,6 +13,7 @@ from rich.text import Text
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader
 
 from finetune import freezing
 from finetune.archs import Preprocess, depth_name, parameter_depths
@@ -115,9 +116,10 @@ def memory(model: nn.Module, shape: tuple[int, ...], classes: int, optimizer: st
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             outputs = functional_call(model, held, (images,))
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise UserError(
-            f"--image-size {shape[-1]}: this net does not take it ({str(error).splitlines()[0]})."
-        ) from error
+        why = str(error).splitlines()[0]
+        if "more than 1 value per channel" in why:
+            raise UserError("--batch-size: BatchNorm needs two images per process and part to train on.") from error
+        raise UserError(f"--image-size {shape[-1]}: this net does not take it ({why}).") from error
     logits = outputs if isinstance(outputs, Tensor) else outputs[0]
     assert logits.shape == (shape[0], classes), f"the net gives {tuple(logits.shape)}"
     of_model = {tensor.untyped_storage()._cdata for tensor in held.values()}
@@ -134,16 +136,17 @@ def make(
     rates: list[Rate | None],
     preprocess: Preprocess,
     imageset: ImageSet,
-    updates_per_epoch: int,
+    loaders: dict[str, DataLoader],
     accelerator: Accelerator,
     precision: str,
-    workers: int,
 ) -> Plan:
     """Work out the plan of a run. The model is left as it is in the first epoch."""
     net, training = recipe.net, recipe.training
+    workers, updates_per_epoch = loaders["train"].num_workers, loaders["train"].batch_sampler.updates
     processes, classes = accelerator.num_processes, len(imageset.classes)
     counts = {name: len(split.labels) for name, split in imageset.splits.items()}
     table = rows(model, stages, rates, training.lr, training.weight_decay)
+    names = ", ".join(imageset.classes[:6]) + (", …" if classes > 6 else "")
     trained = sum(row.parameters for row in table if row.start is not None)
     parts = processes * training.accumulate
     share = -(-min(training.batch_size, counts["train"]) // parts)
@@ -153,7 +156,8 @@ def make(
     freezing.set_phase(model, stages, rates, epoch=0)
     left_out = f"; {imageset.skipped} that do not decode are left out" if imageset.skipped else ""
     facts = {
-        "images": ", ".join(f"{count} {name}" for name, count in counts.items()) + f"; {classes} classes{left_out}",
+        "images": ", ".join(f"{count} {name}" for name, count in counts.items()) + left_out,
+        "classes": f"{classes}: {names}",
         "parameters": f"{trained:,} trained of {sum(row.parameters for row in table):,}",
         "updates": f"{training.epochs} epochs × {updates_per_epoch} = {training.epochs * updates_per_epoch}, "
         f"each of {training.batch_size} images"
@@ -181,7 +185,9 @@ def show(plan: Plan) -> Group:
         title=plan.title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False
     )
     for name in ("depth", "modules", "parameters", "trained", "lr", "decay", "BatchNorm"):
-        grid.add_column(name, justify="right" if name in ("parameters", "lr", "decay") else "left", no_wrap=True)
+        least = 8 if name == "modules" else {"parameters": 11, "trained": 14, "lr": 8}.get(name, len(name))
+        right = name in ("parameters", "lr", "decay")
+        grid.add_column(name, justify="right" if right else "left", no_wrap=True, min_width=least)
     for row in plan.rows:
         if row.start is None:
             cells, style = ("frozen", "", ""), "dim"

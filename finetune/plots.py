@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,13 +22,15 @@ from finetune.evaluate import Scores
 # Okabe & Ito 2008: told apart by everyone.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6E6E6E"
 MANY_CLASSES = 25
+matplotlib.rcParams["text.parse_math"] = False  # a class may be called $x$
 
 
 def _picture(axes: Axes, image: Tensor, title: str, color: str = "black") -> None:
     """Draw an image (C, H, W), of which one or three channels can be seen, with a title that fits over it."""
     seen = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
     axes.imshow(seen.permute(1, 2, 0).numpy())  # (H, W, 3)
-    axes.set_title("\n".join(textwrap.wrap(title, 26, max_lines=2, placeholder="…")), fontsize=8, color=color)
+    lines = [textwrap.shorten(line, 26, placeholder="…") or line[:25] + "…" for line in title.split("\n") if line]
+    axes.set_title("\n".join(lines), fontsize=8, color=color)
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
@@ -109,7 +112,7 @@ def _scored(path: Path, samples: Samples, scores: Scores, classes: list[str], ch
     for axes, index in zip(cells, chosen, strict=False):
         guess, label = int(scores.guesses[index, 0]), int(scores.labels[index])
         axes.set_axis_on()
-        names = f"{classes[guess]} {scores.probabilities[index, 0]:.0%} | {classes[label]}"
+        names = f"{scores.probabilities[index, 0]:.0%} {classes[guess]}\n| {classes[label]}"
         _picture(axes, samples[Draw(0, index, 1.0)][0], names, "black" if guess == label else ORANGE)
     figure.savefig(path, dpi=120)
 

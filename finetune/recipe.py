@@ -31,8 +31,8 @@ class Net:
     model: str = "auto"
     """Any of torchvision's 80 classification models. auto: resnet18, or on the starter set its own small backbone."""
     weights: str = "default"
-    """default: torchvision's best (downloaded once), or the built-in ones of the starter set's backbone. none: random.
-    Or a file, .safetensors or .pth, under torchvision's key names; or the model/ folder of an earlier run."""
+    """default: torchvision's best (downloaded once); on the starter set its backbone's, which are also called starter.
+    none: random. Or a .safetensors or .pth file under torchvision's key names, or the model/ folder of another run."""
     head: Literal["linear", "mlp", "concat_pool"] = "linear"
     """linear: one layer. mlp: hidden layers before it. concat_pool: mean and maximum of the last map side by side, then
     BatchNorm, dropout and hidden layers."""
@@ -157,7 +157,7 @@ class Run:
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """no: float32. bf16, fp16: mixed precision. auto: what Accelerate was told, else bf16 where the hardware has it."""
     channels_last: bool = True
-    """Keep images as (N, H, W, C) in memory, which convolutions prefer on every recent device."""
+    """Images as (N, H, W, C) in memory, which convolutions prefer on every recent device. The flag turns it off."""
     output: Path | None = None
     """The run's folder, new or empty. None: runs/<recipe>-<time>."""
     tracker: Literal["wandb", "tensorboard", "none"] = "wandb"
@@ -193,7 +193,7 @@ def resolve(recipe: Recipe) -> Recipe:
         net = replace(net, model=STARTER_MODEL if on_starter else "resnet18")
         if on_starter:
             weights = "starter" if net.weights == "default" else net.weights
-            net = replace(net, weights=weights, image_size=net.image_size or STARTER_SIZE)
+            net = replace(net, weights=weights, image_size=STARTER_SIZE if net.image_size is None else net.image_size)
 
     def check(flag: str, value: float, ok: bool, bounds: str) -> None:
         if not ok:
@@ -203,7 +203,7 @@ def resolve(recipe: Recipe) -> Recipe:
         check(name.replace("_", "-"), getattr(training, name), getattr(training, name) >= 1, "at least 1")
     check("lr", training.lr, 0 < training.lr < float("inf"), "above 0")
     check("momentum", training.momentum, 0 <= training.momentum < 1, "at least 0 and below 1")
-    check("weight-decay", training.weight_decay, training.weight_decay >= 0, "at least 0")
+    check("weight-decay", training.weight_decay, 0 <= training.weight_decay < 1e6, "at least 0 and finite")
     check("step-factor", training.step_factor, 0 < training.step_factor <= 1, "above 0 and at most 1")
     check("warmup", training.warmup, 0 <= training.warmup < 1, "a share, at least 0 and below 1")
     check("clip-norm", training.clip_norm, training.clip_norm >= 0, "at least 0 (0 never clips)")

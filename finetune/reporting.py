@@ -13,7 +13,11 @@ from finetune.recipe import Recipe
 
 def new_folder(recipe: Recipe) -> Path:
     """The path of the run's folder, which must be new or empty; nothing is made yet."""
-    output = recipe.run.output or Path("runs") / f"{recipe.recipe}-{datetime.now():%Y%m%d-%H%M%S}"
+    output = (
+        recipe.run.output.expanduser()
+        if recipe.run.output
+        else Path("runs") / f"{recipe.recipe}-{datetime.now():%Y%m%d-%H%M%S}"
+    )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output} exists already. Name a new folder, or remove it.")
     return output
@@ -61,8 +65,11 @@ def end(
     """Draw the pictures, write summary.json and say what came out; `scores` are the best epoch's. Main process only."""
     from finetune import plots, terminal, tracking
 
-    plots.draw_all(output / "plots", history, result["best_epoch"], loaders, scores, classes)
     result["total_seconds"] = time.perf_counter() - began
     tracking.write_json(output / "summary.json", result)
     tracker.summarize(result)
+    try:
+        plots.draw_all(output / "plots", history, result["best_epoch"], loaders, scores, classes)
+    except Exception as error:  # a picture is not worth a result
+        console.print(f"The pictures could not all be drawn ({type(error).__name__}: {error}).", soft_wrap=True)
     console.print(terminal.ending(result, output, stopped), soft_wrap=True)

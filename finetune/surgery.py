@@ -23,6 +23,8 @@ from finetune.errors import UserError
 from finetune.heads import replace_head
 from finetune.recipe import Net
 
+# What readers raise for a file that is no weights file.
+NO_WEIGHTS = (SafetensorError, pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError, LookupError)
 STARTER_FOLDER = Path(__file__).parent / "starter" / "backbone"
 
 
@@ -104,6 +106,7 @@ def _read(name: str, weights: str) -> tuple[dict[str, Tensor], Preprocess | None
         return _download(name), None
     path = STARTER_FOLDER if weights == "starter" else Path(weights).expanduser()
     if path.is_dir():
+        path = path / "model" if (path / "model" / "model.json").is_file() else path  # a run's folder
         try:
             card = json.loads((path / "model.json").read_text())
             transform = Preprocess(**card["preprocess"])
@@ -137,13 +140,28 @@ def _read_file(path: Path, given: str) -> dict[str, Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (
+        SafetensorError,
+        pickle.UnpicklingError,
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        LookupError,
+        AttributeError,
+    ) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "weights_only" in str(error) or "Weights only" in str(error):
+            first = "it holds more than tensors, perhaps a whole model. Save its state_dict() and give that"
         raise UserError(f"--weights {given} is not a weights file: {first}") from error
     for wrapper in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items())
+    ):
         raise UserError(f"--weights {given} holds no state dict: it must map parameter names to tensors.")
     return {key.removeprefix("module."): value for key, value in state.items()}
 

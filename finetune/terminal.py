@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -16,8 +17,9 @@ from torch.utils.data import DataLoader
 
 def make_console(main_process: bool) -> Console:
     """The console of a run: silent but on the main process, at least 100 columns wide in a log file."""
-    console = Console(quiet=not main_process, highlight=False)
-    return console if console.is_terminal else Console(quiet=not main_process, highlight=False, width=110)
+    options = {"quiet": not main_process, "highlight": False, "markup": False}  # a path may hold [brackets]
+    console = Console(**options)
+    return console if console.is_terminal else Console(**options, width=110)
 
 
 def progress(batches: DataLoader, title: str, console: Console) -> Iterator[Any]:
@@ -36,6 +38,7 @@ class StopRequest:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
+        print("\nStopping after this update. Ctrl-C again stops at once.", file=sys.stderr)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def agreed(self, accelerator: Accelerator) -> bool:

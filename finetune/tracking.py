@@ -18,7 +18,6 @@ from urllib.parse import urlparse
 from accelerate import Accelerator
 
 from finetune.archs import depth_name
-from finetune.errors import UserError
 from finetune.evaluate import Scores
 from finetune.recipe import Recipe
 
@@ -115,16 +114,6 @@ def summary(
     }
 
 
-def check_tracker(tracker: str) -> None:
-    """A `UserError` where the tracker's package is not installed."""
-    if tracker == "none":
-        return
-    try:
-        version(tracker)
-    except PackageNotFoundError:
-        raise UserError(f"--tracker {tracker} needs a package that is not here: pip install {tracker}") from None
-
-
 class Tracker:
     """Accelerate's tracker, held so that nothing it does can stop or delay a run. Main process only."""
 
@@ -138,7 +127,11 @@ class Tracker:
             self._guard(accelerator.init_trackers, "", scalars)
             self.state = f"TensorBoard: tensorboard --logdir {output}"
             return
-        mode, why = wandb_mode()
+        try:
+            mode, why = wandb_mode()
+        except Exception as error:  # settings of W&B's own that it does not take
+            self.on, self.state = False, f"W&B: off ({str(error).splitlines()[0]})"
+            return
         self.state = f"W&B: {mode}{f' ({why})' if why else ''}"
         if mode == "online" and not self._guard(self._wandb, recipe, scalars, output, mode):
             self.on, self.state = True, "W&B: offline (the server did not take the run)"
@@ -146,6 +139,7 @@ class Tracker:
         if mode == "offline":
             self._guard(self._wandb, recipe, scalars, output, mode)
         self.on = self.on and mode != "disabled"
+        self.state = self.state if self.on or mode == "disabled" else "W&B: off"
 
     def _wandb(self, recipe: Recipe, scalars: dict[str, Any], output: Path, mode: str) -> None:
         import wandb

@@ -10,7 +10,7 @@ from torchmetrics.functional.classification import multiclass_accuracy
 from finetune import data, folders
 from finetune.archs import Preprocess
 from finetune.evaluate import Scores, evaluate
-from finetune.recipe import Images, Training
+from finetune.recipe import Recipe, Training
 
 PREPROCESS = Preprocess(36, 32, "bilinear", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 
@@ -21,8 +21,8 @@ def test_every_image_counts_once_for_every_remainder(image_folder, batch_size):
     model = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.5), nn.Linear(12, 3))
     accelerator = Accelerator(cpu=True)
     splits = folders.read(image_folder, 0.2, 0, False).splits
-    training = Training(eval_batch_size=batch_size)
-    loader = data.make_loaders(splits, PREPROCESS, Images(), training, 0, 0, accelerator)["val"]
+    recipe = Recipe(training=Training(eval_batch_size=batch_size))
+    loader = data.make_loaders(splits, PREPROCESS, recipe, 0, accelerator)["val"]
     scores = evaluate(model, loader, PREPROCESS, True, accelerator)
 
     samples = loader.dataset

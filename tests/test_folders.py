@@ -87,6 +87,22 @@ def test_a_wrong_folder_gets_one_message_that_names_the_thing(image_folder, tmp_
         read(top)
 
 
+def test_splits_under_other_names_are_not_taken_for_classes(image_folder, tmp_path):
+    for train, val in (("Train", "Val"), ("training", "validation"), ("train", "valid")):
+        top = tmp_path / train / val
+        shutil.copytree(image_folder / "train", top / train)
+        shutil.copytree(image_folder / "val", top / val)
+        with pytest.raises(UserError, match="name its splits train, val and, if any, test"):
+            read(top)
+
+
+def test_links_back_up_the_tree_and_hidden_folders_are_not_followed(image_folder, tmp_path):
+    shutil.copytree(image_folder, tmp_path / "data")
+    (tmp_path / "data" / "train" / "red" / "again").symlink_to(tmp_path / "data" / "train" / "red")
+    shutil.copytree(image_folder / "val" / "red", tmp_path / "data" / "train" / "red" / ".ipynb_checkpoints")
+    assert len(read(tmp_path / "data").splits["train"].labels) == 21
+
+
 def test_a_class_of_one_image_cannot_be_split(tmp_path):
     write_images(tmp_path / "data", 3)
     for name in ("01.jpg", "02.jpg"):

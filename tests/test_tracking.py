@@ -9,7 +9,7 @@ import pytest
 import wandb
 from conftest import metrics
 
-from finetune import tracking
+from finetune import hardware, tracking
 from finetune.errors import UserError
 
 
@@ -77,12 +77,12 @@ def test_a_tracker_that_breaks_costs_the_run_nothing(train, monkeypatch, capsys)
 
 def test_a_tracker_that_is_not_installed_is_named(monkeypatch):
     def missing(name):
-        raise tracking.PackageNotFoundError(name)
+        raise hardware.PackageNotFoundError(name)
 
-    monkeypatch.setattr(tracking, "version", missing)
+    monkeypatch.setattr(hardware, "version", missing)
     with pytest.raises(UserError, match="pip install tensorboard"):
-        tracking.check_tracker("tensorboard")
-    tracking.check_tracker("none")
+        hardware.check_tracker("tensorboard")
+    hardware.check_tracker("none")
 
 
 def test_tensorboard_gets_the_epochs(train):

@@ -3,22 +3,27 @@
     python train.py --recipe layerwise_lr --data caltech101 --model resnet18
     python train.py --recipe layerwise_lr --data path/to/folder --decay 0.7 --floor 0     # a rate for every depth
 
-The rates fall by `--decay` from each depth to the one before it, down to `--floor`: with 0.1 and 0.001, the defaults,
-they are 1e-3, 1e-4, 1e-5 and 1e-6 over four groups of layers, as in the Caltech-101 write-up, from which early stopping
-on validation loss comes too. Layer-wise decay: Howard & Ruder 2018 (ULMFiT).
+The rates fall by `--decay` from each depth to the one before it, down to `--floor`: 0.1 and 0.001, the defaults, make
+four groups of layers, as in the Caltech-101 write-up, from which early stopping on validation loss comes too. Its own
+rates (1e-3 to 1e-6) and batch: `--lr 1e-3 --schedule constant --label-smoothing 0 --batch-size 128`. Layer-wise rates:
+Howard & Ruder 2018 (ULMFiT).
+
+@RESULT@
 """
 
-from finetune.recipe import Depths, Rate, Recipe, Training
+from finetune.recipe import Depths, Images, Rate, Recipe, Training
 
 SETTINGS = Recipe(
     recipe="layerwise_lr",
+    images=Images(crop_scale=0.35),
     training=Training(
-        batch_size=128,
+        batch_size=16,
         epochs=15,
         optimizer="adam",
-        lr=1e-3,
-        schedule="constant",
+        lr=3e-4,
+        schedule="cosine",
         clip_norm=1.0,
+        label_smoothing=0.1,
         best_by="loss",
         patience=3,
     ),
