@@ -4,6 +4,9 @@
 
 Source: the Flowers-102 write-up with DenseNet-161: concatenated pools, BatchNorm, dropout 0.35 and 1024 hidden units;
 rotation by 25 degrees and colour jitter; layers unfrozen selectively, here after the head's first epochs.
+
+Measured, best validation accuracy over seeds 0 and 1: 0.982 ± 0.004 on the starter set, 0.941 ± 0.000 on
+ants and bees with squeezenet1_0, the best of all recipes on both. Not measured on Flowers-102.
 """
 
 from finetune.recipe import Images, Net, Rate, Recipe, Training

@@ -8,7 +8,8 @@ four groups of layers, as in the Caltech-101 write-up, from which early stopping
 rates (1e-3 to 1e-6) and batch: `--lr 1e-3 --schedule constant --label-smoothing 0 --batch-size 128`. Layer-wise rates:
 Howard & Ruder 2018 (ULMFiT).
 
-@RESULT@
+Measured, best validation accuracy over seeds 0 and 1: 0.960 ± 0.000 on the starter set, 0.928 ± 0.000 on ants and bees
+with squeezenet1_0; with the write-up's rates at batch 16 the latter is 0.915 ± 0.009. Not measured on Caltech-101.
 """
 
 from finetune.recipe import Depths, Images, Rate, Recipe, Training

@@ -3,7 +3,8 @@
     python train.py --recipe vgg_cifar10
 
 Source: the CIFAR-10 write-up: 32 × 32 pixels as they are, no augmentation, batch 1024, Adam at 1e-3, 5 epochs; the map
-is pooled to 3 × 3 and classified by 4608 → 512 → 128 → 10.
+is pooled to 3 × 3 and classified by 4608 → 512 → 128 → 10. Its 71.35 % on the training images have not been
+measured here: that needs a download.
 """
 
 from finetune.recipe import Images, Net, Rate, Recipe, Training
