@@ -24,7 +24,12 @@ def outputs(net: Net) -> tuple[nn.Module, list[list[str]], torch.Tensor]:
     return model, stages, model(images)
 
 
-@pytest.mark.parametrize("name", MODELS)
+FAMILIES = [family.models.split()[0] for family in archs.FAMILIES]
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FAMILIES else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+)
 def test_every_head_and_first_layer_fits(name):
     family = archs.find(name)
     mlp = Net(model=name, weights="none", head="mlp", hidden=(16, 8), head_batchnorm=True, in_channels=1)
