@@ -2,7 +2,9 @@
 
     accelerate launch train.py --recipe feature_extractor                 # built-in images and weights, no network
     accelerate launch train.py --recipe finetune --data path/to/folder --model resnet18
-It reads straight down: settings, network and images, plan, optimizer, loop."""
+
+It reads straight down: settings, network and images, plan, optimizer, loop.
+"""
 
 import math
 import sys
@@ -130,6 +132,7 @@ def main(arguments: list[str]) -> int:
 
     # ---- end ---------------------------------------------------------------------------------------------------------
     if best is None:
+        tracker.finish()
         console.print(f"Stopped before the first epoch ended: {output} holds no model.")
         return STOPPED
     result = tracking.summary(best, history, training.epochs, loaders, accelerator)

@@ -19,11 +19,15 @@ def phase(rates: list[Rate | None], epoch: int) -> list[bool]:
     return [trained(rate, epoch) for rate in rates]
 
 
+def has_batchnorm(model: nn.Module, paths: list[str]) -> bool:
+    """Whether there is a BatchNorm at one depth."""
+    modules = dict(model.named_modules())
+    return any(isinstance(m, _BatchNorm) for path in paths if path in modules for m in modules[path].modules())
+
+
 def trains_batchnorm(model: nn.Module, stages: list[list[str]], rates: list[Rate | None]) -> bool:
     """Whether any depth that is ever trained takes statistics from its batches."""
-    modules = dict(model.named_modules())
-    paths = [path for place, rate in zip(stages, rates, strict=True) if rate for path in place if path in modules]
-    return any(isinstance(module, _BatchNorm) for path in paths for module in modules[path].modules())
+    return any(rate and has_batchnorm(model, paths) for paths, rate in zip(stages, rates, strict=True))
 
 
 def wrap(accelerator: Accelerator, model: nn.Module) -> nn.Module:

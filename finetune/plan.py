@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from finetune import freezing
@@ -72,11 +71,8 @@ def rows(
     sizes = [0] * len(stages)
     for name, parameter in model.named_parameters():
         sizes[depths[name]] += parameter.numel()
-    modules = dict(model.named_modules())
     table = []
     for depth, (paths, rate) in enumerate(zip(stages, rates, strict=True)):
-        inside = [m for path in paths if path in modules for m in modules[path].modules()]
-        normed = any(isinstance(module, _BatchNorm) for module in inside)
         table.append(
             Row(
                 name=depth_name(depth, len(stages)),
@@ -85,7 +81,7 @@ def rows(
                 start=rate.start if rate else None,
                 lr=lr * rate.scale if rate else 0.0,
                 weight_decay=weight_decay if rate else 0.0,
-                batchnorm=("trained" if rate else "kept") if normed else "",
+                batchnorm=("trained" if rate else "kept") if freezing.has_batchnorm(model, paths) else "",
             )
         )
     return table

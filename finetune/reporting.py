@@ -62,7 +62,7 @@ def end(
     began: float,
     stopped: bool,
 ) -> None:
-    """Draw the pictures, write summary.json and say what came out; `scores` are the best epoch's. Main process only."""
+    """Write summary.json, draw the pictures and say what came out; `scores` are the best epoch's. Main process only."""
     from finetune import plots, terminal, tracking
 
     result["total_seconds"] = time.perf_counter() - began

@@ -115,7 +115,7 @@ def summary(
 
 
 class Tracker:
-    """Accelerate's tracker, held so that nothing it does can stop or delay a run. Main process only."""
+    """Accelerate's tracker, held so that nothing it does can stop or delay a run. It logs on the main process."""
 
     def __init__(self, accelerator: Accelerator, recipe: Recipe, settings: dict[str, Any], output: Path) -> None:
         self.accelerator, self.state = accelerator, "No tracker"
