@@ -61,6 +61,7 @@ def test_the_same_net_from_scratch_learns_little_in_the_same_budget(checkout, tm
     assert float(re.search(r"Best validation accuracy (\d\.\d+)", done.stdout).group(1)) <= 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", TRAINING)
 def test_every_other_training_command_is_understood(command, checkout):
     """Up to its plan: without a network there are no weights to download, so random ones stand in for them."""
