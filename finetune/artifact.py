@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from finetune.archs import Preprocess
 
@@ -18,7 +18,7 @@ FORMAT = 1
 
 def save(
     folder: Path,
-    model: nn.Module,
+    weights: dict[str, Tensor],
     net: dict[str, Any],
     classes: list[str],
     preprocess: Preprocess,
@@ -26,15 +26,15 @@ def save(
 ) -> None:
     """Write the folder anew; an earlier one is replaced only when the new one is whole.
 
-    `model.safetensors` holds the plain torchvision state dict, float32, under torchvision's key names. `model.json`
-    holds what `net` says of the architecture (its name under `model`, the head, the channels), class names in the order
-    of the outputs, evaluation transform and, from the epoch's line of metrics.jsonl, the score.
+    `model.safetensors` holds `weights`, the plain torchvision state dict, float32, under torchvision's key names.
+    `model.json` holds what `net` says of the architecture (its name under `model`, the head, the channels), class names
+    in the order of the outputs, evaluation transform and, from the epoch's line of metrics.jsonl, the score.
     """
     fresh, stale = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     for leftover in (fresh, stale):
         shutil.rmtree(leftover, ignore_errors=True)
     fresh.mkdir(parents=True)
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    state = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
     save_file(state, fresh / "model.safetensors", metadata={"format": "pt"})
     score = {name: line[name] for name in ("epoch", "val_accuracy", "val_loss")}
     card = {"format": FORMAT, **net, "classes": classes, "preprocess": asdict(preprocess), "score": score}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -46,9 +47,14 @@ class Scores:
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, loader: DataLoader, preprocess: Preprocess, channels_last: bool, accelerator: Accelerator
-) -> Scores:
-    """Score a model. All processes take part, and all get the scores of the whole split.
+    model: nn.Module,
+    loader: DataLoader,
+    preprocess: Preprocess,
+    channels_last: bool,
+    accelerator: Accelerator,
+    stop: Callable[[], bool] = lambda: False,
+) -> Scores | None:
+    """Score a model. All processes take part, and all get the scores of the whole split; None if `stop` said so.
 
     Results are gathered per image and reduced afterwards, in the split's order, so that neither the number of
     processes nor the evaluation batch enters the figures.
@@ -60,6 +66,8 @@ def evaluate(
     count = len(loader.dataset)
     integers, reals = [], []
     for batch in loader:
+        if stop():
+            return None
         x = to_input(batch.images, preprocess, accelerator.device, channels_last)  # (N, C, H, W)
         labels = batch.labels.to(accelerator.device)
         with accelerator.autocast():

@@ -8,7 +8,7 @@ import platform
 import socket
 import subprocess
 import threading
-import time
+import uuid
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,18 +18,20 @@ from urllib.parse import urlparse
 from accelerate import Accelerator
 
 from finetune.archs import depth_name
+from finetune.checkpoint import Progress
 from finetune.evaluate import Scores
+from finetune.imagesets import ImageSet
 from finetune.recipe import Recipe
 
 PACKAGES = ("torch", "torchvision", "accelerate", "wandb", "safetensors", "pillow", "numpy")
 
 
-def config(recipe: Recipe, **found: Any) -> dict[str, Any]:
-    """Every resolved setting, and what else it takes to run the same again: versions, commit, what was `found` out."""
+def config(recipe: Recipe, imageset: ImageSet, accelerator: Accelerator) -> dict[str, Any]:
+    """Every resolved setting, and what else it takes to run the same again: classes, processes, versions, commit."""
     flat = {"recipe": recipe.recipe}
     for section in (recipe.net, recipe.images, recipe.training, recipe.depths, recipe.run):
         flat |= asdict(section)
-    for question in ("plan", "json", "preview"):
+    for question in ("plan", "json", "preview", "resume"):
         del flat[question]
     flat = {name: str(value) if isinstance(value, Path) else value for name, value in flat.items()}
     versions = {"python": platform.python_version()}
@@ -38,7 +40,16 @@ def config(recipe: Recipe, **found: Any) -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = None
-    return {**flat, **found, "versions": versions, "git_commit": _commit()}
+    return {
+        **json.loads(json.dumps(flat)),  # as it will be read again: tuples are lists
+        "classes": imageset.classes,
+        "images": imageset.fingerprint(),
+        "num_processes": accelerator.num_processes,
+        "device": accelerator.device.type,
+        "mixed_precision": accelerator.mixed_precision,
+        "versions": versions,
+        "git_commit": _commit(),
+    }
 
 
 def _commit() -> str | None:
@@ -52,8 +63,13 @@ def _commit() -> str | None:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write a file that is whole or not there."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is whole or not there."""
     beside = path.with_name(path.name + ".new")
-    beside.write_text(json.dumps(value, indent=2) + "\n")
+    beside.write_text(text)
     beside.replace(path)
 
 
@@ -65,18 +81,18 @@ def append_json(path: Path, value: dict[str, Any]) -> None:
 
 def epoch_record(
     epoch: int,
-    updates_per_epoch: int,
+    done: int,
     optimizer: Any,
     stages: list[list[str]],
     train: list[float],
     scores: Scores,
     images_per_second: float,
-    began: float,
+    seconds: float,
 ) -> dict[str, Any]:
     """A line of metrics.jsonl, in which epochs count from 1; `train` is loss and accuracy."""
     return {
         "epoch": epoch + 1,
-        "step": (epoch + 1) * updates_per_epoch,
+        "step": done,
         "lr": {depth_name(group["depth"], len(stages)): group["lr"] for group in optimizer.param_groups},
         "train_loss": train[0],
         "train_accuracy": train[1],
@@ -84,7 +100,7 @@ def epoch_record(
         "val_accuracy": scores.accuracy,
         "val_top5": scores.top5,
         "images_per_second": images_per_second,
-        "seconds": time.perf_counter() - began,
+        "seconds": seconds,
     }
 
 
@@ -98,27 +114,38 @@ def better(line: dict[str, Any], best: dict[str, Any] | None, best_by: str) -> b
 
 
 def summary(
-    best: dict[str, Any], history: list[dict[str, Any]], epochs: int, loaders: dict[str, Any], accelerator: Accelerator
+    progress: Progress, epochs: int, scores: dict[str, Scores], loaders: dict[str, Any], accelerator: Accelerator
 ) -> dict[str, Any]:
-    """What summary.json says of a run, but for its time and test accuracy."""
+    """summary.json; `scores` are the best weights', by split."""
+    best, history = progress.best, progress.history
+    tested = {"test_accuracy": scores["test"].accuracy} if "test" in scores else {}
     return {
         "best_epoch": best["epoch"],
         "best_val_accuracy": best["val_accuracy"],
         "best_val_loss": best["val_loss"],
+        "total_seconds": progress.seconds,
         "stopped_early": len(history) < epochs,
         "epochs_run": len(history),
         **{f"{name}_images": len(loader.dataset) for name, loader in loaders.items()},
         "num_processes": accelerator.num_processes,
         "precision": accelerator.mixed_precision,
         "device": accelerator.device.type,
+        **tested,
     }
 
 
 class Tracker:
     """Accelerate's tracker, held so that nothing it does can stop or delay a run. It logs on the main process."""
 
-    def __init__(self, accelerator: Accelerator, recipe: Recipe, settings: dict[str, Any], output: Path) -> None:
+    def __init__(
+        self, accelerator: Accelerator, recipe: Recipe, settings: dict[str, Any], output: Path, identity: str
+    ) -> None:
         self.accelerator, self.state = accelerator, "No tracker"
+        self.resumed, self.identity = bool(identity), identity or uuid.uuid4().hex[:8]
+        # The last step that the tracker was given, written before it is: a run that was killed, and repeats some of
+        # its updates, gives no step twice.
+        self.ledger = output / ".tracked-step"
+        self.step = int(self.ledger.read_text() or 0) if self.ledger.exists() else 0
         self.on = recipe.run.tracker != "none"
         if not self.on:
             return
@@ -149,6 +176,8 @@ class Tracker:
             "name": output.name,
             "group": recipe.recipe,
             "mode": mode,
+            "id": self.identity,
+            "resume": "allow" if self.resumed and mode == "online" else None,
             # A hard kill loses a second of history, not a quarter of a minute; a slow server does not hold up the run.
             "settings": wandb.Settings(silent=True, init_timeout=15, x_transaction_log_flush_interval=1.0),
         }
@@ -156,7 +185,10 @@ class Tracker:
 
     def log_epoch(self, line: dict[str, Any]) -> None:
         """Log a line of metrics.jsonl at its update, the rates one by one."""
-        if self.on:
+        if self.on and line["step"] > self.step:
+            self.step = line["step"]
+            if self.accelerator.is_main_process:
+                self.ledger.write_text(str(self.step))
             rates = {f"lr/{name}": rate for name, rate in line["lr"].items()}
             values = {key: value for key, value in line.items() if key not in ("lr", "step")}
             self._guard(self.accelerator.log, values | rates, line["step"])
