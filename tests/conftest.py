@@ -122,8 +122,9 @@ def with_defaults(flags: list[str]) -> list[str]:
 
 
 @pytest.fixture
-def start(image_folder: Path, tmp_path: Path):
-    """Start train.py in processes of its own: `start("name", "--lr", "1e-2", processes=2)`."""
+def start(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Start train.py in processes of its own: `start("name", "--lr", "1e-2", processes=2)`. They draw no pictures."""
+    monkeypatch.setattr("finetune.plots.draw_all", lambda *_: None)  # forked, they inherit it
 
     def run(name: str, *flags: str, processes: int = 1, data: Path = image_folder) -> Started:
         return Started(tmp_path / name, data, list(flags), processes)

@@ -1,7 +1,7 @@
 """Kill runs with SIGKILL at random moments, resume them, and compare with the run that was left alone.
 
-    python -m pytest -m torture -s                      # 50 kills, the seed is printed
-    TORTURE_SEED=7 TORTURE_KILLS=5 python -m pytest -m torture -s
+python -m pytest -m torture -s                      # 50 kills, the seed is printed
+TORTURE_SEED=7 TORTURE_KILLS=5 python -m pytest -m torture -s
 """
 
 import os
@@ -10,7 +10,7 @@ import signal
 import time
 
 import pytest
-from test_resume import STATEFUL, assert_same, no_pictures  # noqa: F401  (a fixture)
+from test_resume import STATEFUL, assert_same
 
 
 @pytest.mark.torture
