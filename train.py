@@ -169,8 +169,10 @@ def main(arguments: list[str]) -> int:
             stopped = scores[name] is None
     if stopped:
         path = checkpoints.save(progress)
+        checkpoints.finish()
         reporting.stopped(output, path, requests.asked_by, accelerator, tracker, console)
         return STOPPED
+    checkpoints.finish()
     if main_process:
         progress.seconds = time.perf_counter() - began
         result = tracking.summary(progress, training.epochs, scores, loaders, accelerator)

@@ -2,7 +2,8 @@
 
 A checkpoint is a folder named after its epoch and update. It is written under another name, its files and then the
 folder are synced to disk, `SHA256SUMS` (as `sha256sum` reads and writes it) marks it complete, and only then does it
-get its name; after that the older ones go. Loading reads JSON and safetensors, and runs no code.
+get its name; after that the older ones go. Loading reads JSON and safetensors, and runs no code. Training waits for the
+copy of its tensors; a thread does the rest.
 
 What is not there is what is a pure function of the settings and the update: the learning rate, the order of images,
 augmentation, dropout, what is frozen.
@@ -17,6 +18,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -106,51 +108,59 @@ class Checkpoints:
         self.about = about  # settings and transform, which are written as they are
         self.best: dict[str, Tensor] = {}
         self.newest = ""
+        self.writer, self.writing = ThreadPoolExecutor(1, "checkpoint"), None
 
     # ---- writing -----------------------------------------------------------------------------------------------------
     def keep_best(self) -> None:
         """Remember the weights as the best so far: the average's, where there is one."""
-        kept = self.average.module if self.average else self.model
-        self.best = {key: value.clone() for key, value in self._moving(kept).items()}
+        self.best = self._moving(self.average.module if self.average else self.model)
 
     def best_state(self) -> dict[str, Tensor]:
         """The whole state dict with the best weights so far."""
         return {key: self.best.get(key, value) for key, value in self.model.state_dict().items()}
 
     def save(self, progress: Progress) -> Path:
-        """Write where the run is, and give the checkpoint's path. All processes take part; the main one writes.
+        """Copy where the run is, have it written while training goes on, and give the checkpoint's path.
 
-        Raises `UserError` where it cannot be written.
+        All processes take part; the main one writes. Raises `UserError` where the one before could not be written.
         """
         name = f"{progress.epoch:04}-{progress.done:08}"  # names sort by time
-        path = self.folder / name
         sums = self.accelerator.gather(torch.tensor([progress.sums], device=self.accelerator.device)).tolist()
         if self.accelerator.is_main_process and name != self.newest:
-            try:
-                self._write(path, asdict(progress) | {"sums": sums})
-            except (OSError, SafetensorError) as error:
-                shutil.rmtree(self._aside(path), ignore_errors=True)
-                newest = max(names(self.folder), default=None)
-                last = f"the last whole one is {newest.name}" if newest else "there is none before it"
-                why = getattr(error, "strerror", None) or error
-                raise UserError(
-                    f"the checkpoint {path} cannot be written ({why}); {last}. Make room, then go on with --resume."
-                ) from error
+            self.finish()
+            state = {"format": FORMAT, **self.about, "progress": asdict(progress) | {"sums": sums}}
+            state["rates"] = [group["lr"] for group in self.optimizer.param_groups]
+            tensors = {"model": self._moving(self.model), "optimizer": self._optimizer_state(), "best": self.best}
+            if self.accelerator.scaler is not None:
+                state["scaler"] = self.accelerator.scaler.state_dict()
+            if self.average:
+                tensors["average"] = self._moving(self.average.module)
+                state["averaged"] = int(self.average.n_averaged)
+            self.writing = self.writer.submit(self._write, self.folder / name, state, tensors)
         self.newest = name
-        return path
+        return self.folder / name
 
-    def _write(self, path: Path, progress: dict[str, Any]) -> None:
+    def finish(self) -> None:
+        """Wait until the last one is on the disk; a `UserError` where it could not be written."""
+        writing, self.writing = self.writing, None
+        try:
+            if writing:
+                writing.result()
+        except (OSError, SafetensorError) as error:
+            for rest in self.folder.glob(".*"):
+                shutil.rmtree(rest, ignore_errors=True)
+            last = max(names(self.folder), default=None)
+            raise UserError(
+                f"the checkpoint {self.newest} in {self.folder} cannot be written "
+                f"({getattr(error, 'strerror', None) or error}); "
+                f"{f'the last whole one is {last.name}' if last else 'there is none before it'}. "
+                f"Make room, then go on with --resume."
+            ) from error
+
+    def _write(self, path: Path, state: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> None:
         aside = self._aside(path)
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        rates = [group["lr"] for group in self.optimizer.param_groups]
-        state = {"format": FORMAT, **self.about, "progress": progress, "rates": rates}
-        tensors = {"model": self._moving(self.model), "optimizer": self._optimizer_state(), "best": self.best}
-        if self.accelerator.scaler is not None:
-            state["scaler"] = self.accelerator.scaler.state_dict()
-        if self.average:
-            tensors["average"] = self._moving(self.average.module)
-            state["averaged"] = int(self.average.n_averaged)
         for name, held in tensors.items():
             save_file(held, aside / f"{name}.safetensors")
         (aside / "state.json").write_text(json.dumps(state))
@@ -176,16 +186,16 @@ class Checkpoints:
         except (IndexError, OSError, KeyError, ValueError):  # too early, or a file system without links
             target.unlink(missing_ok=True)
             state = {key: value for key, value in self.model.state_dict().items() if key in self.frozen}
-            save_file({key: to_disk(value) for key, value in state.items()}, target)
+            save_file({key: copied(value) for key, value in state.items()}, target)
             return {}
 
     def _moving(self, model: nn.Module) -> dict[str, Tensor]:
-        return {key: to_disk(value) for key, value in model.state_dict().items() if key not in self.frozen}
+        return {key: copied(value) for key, value in model.state_dict().items() if key not in self.frozen}
 
     def _optimizer_state(self) -> dict[str, Tensor]:
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         return {
-            f"{names[parameter]}/{key}": to_disk(value)
+            f"{names[parameter]}/{key}": copied(value)
             for parameter, held in self.optimizer.state.items()
             for key, value in held.items()
             if value is not None  # SGD before its first step
@@ -224,9 +234,9 @@ class Checkpoints:
 
 
 # ---- what is on disk -------------------------------------------------------------------------------------------------
-def to_disk(value: Tensor) -> Tensor:
-    """A tensor as safetensors takes it."""
-    return value.detach().cpu().contiguous()
+def copied(value: Tensor) -> Tensor:
+    """A tensor as safetensors takes it, which training does not change any more."""
+    return torch.empty(value.shape, dtype=value.dtype).copy_(value.detach())
 
 
 def sync(path: Path) -> None:

@@ -10,9 +10,8 @@ import atexit
 import multiprocessing
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -147,23 +146,24 @@ class Samples(Dataset):
         if self.mix is None:
             return image, label, draw.share, draw.index, draw.place, label, 1.0
         pair = torch.stack([image, self._view(draw.epoch, draw.partner)])  # (2, C, H, W)
-        with self._seeded(draw.epoch, draw.index, 1):
-            mixed_pair, shares = self.mix(pair.float(), torch.tensor([0, 1]))
+        mixed_pair, shares = self._seeded(self.mix, pair.float(), torch.tensor([0, 1]), of=(draw.epoch, draw.index, 1))
         image = mixed_pair[0].round().to(image.dtype) if image.dtype == torch.uint8 else mixed_pair[0]
         other = self.split.labels[draw.partner]
         return image, label, draw.share, draw.index, draw.place, other, shares[0, 0].item()
 
     def _view(self, epoch: int, index: int) -> Tensor:
         image = load(self.split.items[index], self.channels)  # (C, H, W)
-        with self._seeded(epoch, index):
-            return self.transform(image)
+        return self._seeded(self.transform, image, of=(epoch, index))
 
-    @contextmanager
-    def _seeded(self, *numbers: int) -> Iterator[None]:
-        with torch.random.fork_rng(devices=[]):
-            # The CPU generator alone, which v2 draws from: torch.manual_seed would also visit every device.
-            torch.random.default_generator.manual_seed(mixed(self.seed, *numbers))
-            yield
+    def _seeded(self, transform: v2.Transform, *inputs: Tensor, of: tuple[int, ...]) -> Any:
+        # The CPU generator alone, which v2 draws from: torch.manual_seed would also visit every device.
+        generator = torch.random.default_generator
+        state = generator.get_state()
+        generator.manual_seed(mixed(self.seed, *of))
+        try:
+            return transform(*inputs)
+        finally:
+            generator.set_state(state)
 
 
 class GlobalBatches(Sampler[list[Draw]]):

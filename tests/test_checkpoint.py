@@ -35,7 +35,10 @@ def parts():
 
     def make(folder: Path, keep: int = 2) -> checkpoint.Checkpoints:
         frozen = ["0.weight", "0.bias"]
-        return checkpoint.Checkpoints(folder, keep, Accelerator(cpu=True), model, optimizer, None, frozen, ABOUT)
+        made = checkpoint.Checkpoints(folder, keep, Accelerator(cpu=True), model, optimizer, None, frozen, ABOUT)
+        save = made.save
+        made.save = lambda progress: (save(progress), made.finish())
+        return made
 
     return model, optimizer, make
 

@@ -1,0 +1,66 @@
+"""Each file of launch/: short, readable by Accelerate's own reader, and run where a CPU can run it."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from conftest import ROOT, with_defaults
+
+CONFIGS = sorted(path.name for path in (ROOT / "launch").glob("*.yaml") if path.name != "sweep.yaml")
+ON_A_CPU = {"cpu.yaml": 1, "cpu_2proc.yaml": 2, "bf16.yaml": 1}
+
+
+def launch(config: str, words: list[str]) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"launch/{config}", "--quiet"]
+    return subprocess.run([*command, "train.py", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", sorted(ON_A_CPU))
+def test_what_a_cpu_can_run_runs(config, image_folder, tmp_path):
+    words = with_defaults(["--data", str(image_folder), "--output", str(tmp_path / "run"), "--precision", "auto"])
+    done = launch(config, words)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["num_processes"], summary["device"]) == (ON_A_CPU[config], "cpu")
+    if config == "bf16.yaml":
+        assert summary["precision"] == "bf16"
+
+
+@pytest.mark.slow
+def test_fp16_without_a_gpu_is_refused_with_the_cure(image_folder, tmp_path):
+    words = with_defaults(["--data", str(image_folder), "--output", str(tmp_path / "run"), "--precision", "auto"])
+    done = launch("fp16.yaml", words)
+    assert done.returncode != 0
+    assert "error: Accelerate was told fp16, which needs a GPU" in done.stderr
+
+
+def test_accelerate_reads_every_configuration():
+    seen = {}
+    for name in CONFIGS:
+        config = load_config_from_file(str(ROOT / "launch" / name))
+        seen[name] = (str(config.distributed_type.value), config.num_machines, config.num_processes)
+    assert seen == {
+        "bf16.yaml": ("NO", 1, 1),
+        "cpu.yaml": ("NO", 1, 1),
+        "cpu_2proc.yaml": ("MULTI_GPU", 1, 2),
+        "fp16.yaml": ("NO", 1, 1),
+        "gpu.yaml": ("NO", 1, 1),
+        "multi_gpu.yaml": ("MULTI_GPU", 1, 2),
+        "multi_node.yaml": ("MULTI_GPU", 2, 16),
+    }
+
+
+def test_every_file_is_short_and_says_how_it_is_used():
+    files = [path for path in (ROOT / "launch").iterdir() if path.is_file()]
+    assert len(files) >= 11
+    for path in files:
+        text = path.read_text()
+        assert len(text.splitlines()) < 40, path.name
+        if path.name != "slurm_run.sh":
+            assert re.search(rf"(config_file|sbatch|bash|wandb).*{re.escape(path.name)}", text), path.name
+        if path.suffix == ".sh":
+            assert subprocess.run(["bash", "-n", str(path)], check=False).returncode == 0, path.name
