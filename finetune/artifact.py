@@ -69,7 +69,7 @@ def save(
 
 def load_weights(folder: Path, model: nn.Module) -> None:
     """Put the saved weights back into the model that they were saved from."""
-    model.load_state_dict(load_file(folder / WEIGHTS), strict=True)
+    model.load_state_dict(surgery.with_metadata(model, load_file(folder / WEIGHTS)), strict=True)
 
 
 def find(run: Path | str) -> Path:
@@ -109,7 +109,7 @@ def load(run: Path | str) -> Model:
             state = {key: _float32(file.get_tensor(key)) for key in shapes}
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder / WEIGHTS} is no whole safetensors file: {error}. Copy the folder again.") from error
-    model.load_state_dict(state, strict=True, assign=True)
+    model.load_state_dict(surgery.with_metadata(model, state), strict=True, assign=True)
     return Model(model.eval().requires_grad_(False), net, classes, preprocess, score, folder)
 
 

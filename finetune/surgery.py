@@ -7,6 +7,7 @@ import pickle
 import re
 import urllib.error
 import warnings
+from collections import OrderedDict
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -207,4 +208,11 @@ def _load(model: nn.Module, family: Family, state: dict[str, Tensor], given: str
     if problems:
         raise UserError(f"{given} does not fit {name}: {'; '.join(problems)}. Is it another model's? See --model.")
     floats = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-    model.load_state_dict(floats, strict=False, assign=True)
+    model.load_state_dict(with_metadata(model, floats), strict=False, assign=True)
+
+
+def with_metadata(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict with the versions of the model's modules, which MNASNet will not be loaded without."""
+    given = OrderedDict(state)
+    given._metadata = model.state_dict()._metadata
+    return given

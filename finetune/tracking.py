@@ -73,11 +73,18 @@ def epoch_record(
     images_per_second: float,
     began: float,
 ) -> dict[str, Any]:
-    """A line of metrics.jsonl, in which epochs count from 1; `train` is loss and accuracy."""
+    """A line of metrics.jsonl, in which epochs count from 1; `train` is loss and accuracy.
+
+    The rate of a depth that is still frozen is 0, so that the file tells when it started.
+    """
+    rates = {
+        depth_name(group["depth"], len(stages)): group["lr"] if epoch >= group["start"] else 0.0
+        for group in optimizer.param_groups
+    }
     return {
         "epoch": epoch + 1,
         "step": (epoch + 1) * updates_per_epoch,
-        "lr": {depth_name(group["depth"], len(stages)): group["lr"] for group in optimizer.param_groups},
+        "lr": rates,
         "train_loss": train[0],
         "train_accuracy": train[1],
         "val_loss": scores.loss,

@@ -54,7 +54,8 @@ def test_a_model_of_every_family_opens_as_it_was_saved(tmp_path):
     for name in names:
         model, preprocess = write(tmp_path / name, model=name, image_size=None)
         x = torch.randn(1, 3, preprocess.crop, preprocess.crop)
-        assert torch.equal(artifact.load(tmp_path / name).model(x), model(x)), name
+        # Without gradients a transformer takes another path through its attention, which rounds otherwise.
+        torch.testing.assert_close(artifact.load(tmp_path / name).model(x), model(x), msg=name)
     assert len(names) >= 20
 
 

@@ -8,8 +8,10 @@ from conftest import ROOT
 # A module may import what stands in a row below its own, and its neighbours.
 LAYERS = (
     {"train", "__main__", "commands", "api"},
-    {"reporting"},
-    {"plan", "tracking", "plots", "artifact", "terminal"},
+    {"reporting", "inference"},
+    {"plan", "tracking", "plots", "artifact", "terminal", "runs"},
+    {"charts"},
+    {"analysis"},
     {"evaluate"},
     {"surgery", "freezing", "groups", "schedule", "data", "loss", "ema", "hardware", "heads", "recipes"},
     {"imagesets", "folders", "tables", "arrays", "named", "starter"},
