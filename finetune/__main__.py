@@ -11,6 +11,7 @@ VERBS = {
     "predict": "classify images",
     "evaluate": "score a run on labelled images: accuracy, per class, calibration, the errors",
     "compare": "one table of any number of runs, and their curves together",
+    "export": "write the model as a state dict, for torch.export or as ONNX, and check it",
 }
 
 

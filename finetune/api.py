@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
@@ -17,7 +18,7 @@ from finetune import artifact, data, freezing, imagesets, plan, recipes, surgery
 from finetune.archs import Preprocess
 from finetune.recipe import Recipe
 
-Picture: TypeAlias = "str | Path | Image.Image | Tensor"
+Picture: TypeAlias = "str | Path | Image.Image | np.ndarray | Tensor"
 
 
 def load(run: str | Path) -> tuple[nn.Module, Callable[[Any], Tensor], list[str]]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import CLASSES, ROOT, reset_accelerate, write_images
 from PIL import Image
+from test_artifact import write
 
 from finetune import __main__ as program
 from finetune.errors import exit_code
@@ -223,6 +224,65 @@ def test_the_script_trains_and_compares_recipes(tmp_path, image_folder):
     assert (tmp_path / "runs" / "curves.png").exists()
 
 
+# ---- export ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags"),
+    [
+        ("state-dict", ()),
+        ("state-dict", ("--half",)),
+        pytest.param("torch-export", (), marks=pytest.mark.slow),
+        pytest.param("onnx", ("--half",), marks=pytest.mark.slow),
+    ],
+)
+def test_an_export_is_checked_and_says_how_far_it_is(trained, call, tmp_path, kind, flags):
+    if kind == "onnx":
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
+    path = tmp_path / "model.bin"
+    code, out, err = call("export", trained / "fast", "--format", kind, "--output", path, *flags)
+    assert code == 0, err
+    assert {file.name for file in tmp_path.iterdir()} == {"model.bin", "model.bin.json"}
+    assert float(out.split("in a ")[1].split(": ")[1].split(",")[0]) < (1e-2 if flags else 1e-4)
+    assert "8 validation images" in out
+    about = json.loads((tmp_path / "model.bin.json").read_text())
+    assert about["classes"] == list(CLASSES)
+    assert about["preprocess"]["crop"] == 32
+    assert about["precision"] == ("float16" if flags else "float32")
+    code, _, err = call("export", trained / "fast", "--format", kind, "--output", path)
+    assert code == 2
+    assert "exists already" in err
+
+
+def test_onnx_takes_any_batch_and_holds_its_classes(call, tmp_path):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    write(tmp_path / "model", model="squeezenet1_0")
+    code, out, err = call("export", tmp_path, "--format", "onnx", "--output", tmp_path / "m.onnx")
+    assert code == 0, err
+    assert "opset 18" in out
+    assert "drawn images" in out, "this model has no run beside it, so no images of its own"
+    held = onnx.load(tmp_path / "m.onnx")
+    assert [entry.version for entry in held.opset_import if not entry.domain] == [18]
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    for count in (1, 3, 7):
+        assert session.run(None, {"images": np.zeros((count, 3, 32, 32), np.float32)})[0].shape == (count, 3)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == ["a", "b", "c"]
+
+
+def test_an_export_that_is_too_far_off_is_refused_and_leaves_nothing(trained, call, tmp_path, monkeypatch):
+    monkeypatch.setattr("finetune.export.LIMIT", -1.0)
+    code, out, err = call("export", trained / "fast", "--format", "state-dict", "--output", tmp_path / "m.pth")
+    assert (code, out) == (2, "")
+    assert "differs from the model by" in err
+    assert list(tmp_path.iterdir()) == []
+    code, _, _ = call("export", trained / "fast", "--format", "state-dict")
+    assert code == 2
+    assert not (trained / "fast" / "export").exists()
+
+
 # ---- mistakes --------------------------------------------------------------------------------------------------------
 
 
@@ -248,6 +308,9 @@ def test_a_mistake_gets_one_message_exit_code_2_and_writes_nothing(trained, call
         (("evaluate", run, "--data", tmp_path / "dogs"), "the classes do not match: the model does not know cat, dog"),
         (("evaluate", run, "--split", "test"), "--split test"),
         (("evaluate", run / "model", "--data", tmp_path / "nowhere"), "does not exist"),
+        (("export", tmp_path / "empty", "--format", "onnx"), "is no run"),
+        (("export", run, "--format", "state-dict", "--output", tmp_path / "a" / "b.pth"), "no folder"),
+        (("export", run, "--format", "state-dict", "--images", tmp_path / "empty"), "holds no image"),
         (("compare", run), "two runs or more"),
         (("compare", run, tmp_path / "unfinished"), "has not finished an epoch"),
         (("compare", run, tmp_path / "empty"), "is no run"),

@@ -9,7 +9,7 @@ from conftest import ROOT
 LAYERS = (
     {"train", "__main__", "commands", "api"},
     {"reporting", "inference"},
-    {"plan", "tracking", "plots", "artifact", "terminal", "runs"},
+    {"plan", "tracking", "plots", "artifact", "terminal", "runs", "export"},
     {"charts"},
     {"analysis"},
     {"evaluate"},
