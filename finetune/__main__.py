@@ -11,6 +11,8 @@ VERBS = {
     "predict": "classify images",
     "evaluate": "score a run on labelled images: accuracy, per class, calibration, the errors",
     "compare": "one table of any number of runs, and their curves together",
+    "plot": "draw a run's pictures again",
+    "push": "put a model and its card on the Hugging Face Hub",
     "export": "write the model as a state dict, for torch.export or as ONNX, and check it",
 }
 

@@ -70,9 +70,9 @@ def curves(path: Path, history: list[dict[str, Any]], best_epoch: int) -> None:
             axes.plot(epochs, values, color=color, marker=marker, markersize=4 if len(epochs) < 40 else 0, label=split)
         axes.plot(best_epoch, best[f"val_{name}"], "*", color="black", markersize=11, zorder=5, label="best epoch")
         plain(axes, f"{name}; best epoch {best_epoch}: val {best[f'val_{name}']:.4f}")
-        axes.legend(frameon=False, fontsize=9)
+        axes.legend(fontsize=9, edgecolor="none", framealpha=0.9)
     panels["accuracy"].set_ylim(top=1.01)
-    started = unfreezings(history)
+    started = unfreezings(history)  # marked in green
     _rates(panels["rate"], history, epochs)
     for axes in panels.values():
         axes.set_xlabel("epoch")
@@ -89,25 +89,29 @@ def curves(path: Path, history: list[dict[str, Any]], best_epoch: int) -> None:
 
 
 def _rates(axes: Axes, history: list[dict[str, Any]], epochs: list[int]) -> None:
-    names = list(history[-1]["lr"])
-    different = [
-        name for name in names if name == "head" or any(line["lr"][name] != line["lr"]["head"] for line in history)
-    ]
-    shown = different if len(different) <= 3 else [different[0], different[len(different) // 2], different[-1]]
-    for name, style in zip(shown, ("-", "--", ":"), strict=False):
-        values = [line["lr"][name] or math.nan for line in history]
-        axes.plot(epochs, values, style, color=GREY, marker="o", markersize=3 if len(epochs) < 40 else 0, label=name)
-    values = [line["lr"][name] for line in history for name in shown if line["lr"][name] > 0]
-    if values and max(values) > 20 * min(values):
-        axes.set_yscale("log")
-    plain(axes, "learning rate at the end of the epoch" + ("" if len(shown) > 1 else ", of all that is trained"))
-    if len(shown) > 1:
-        axes.legend(frameon=False, fontsize=8)
+    """The rates of up to three depths that differ, the head's first; what is frozen has none."""
+    series: dict[tuple[float, ...], list[str]] = {}
+    for name in sorted(history[-1]["lr"], key="head".__ne__):
+        series.setdefault(tuple(line["lr"][name] for line in history), []).append(name)
+    kept = [(names, values) for values, names in series.items() if any(values)]
+    kept = kept if len(kept) <= 3 else [kept[0], kept[len(kept) // 2], kept[-1]]
+    for (names, values), style in zip(kept, ("-", "--", ":"), strict=False):
+        label = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+        shown = [value or math.nan for value in values]
+        axes.plot(epochs, shown, style, color=GREY, marker="o", markersize=3 if len(epochs) < 40 else 0, label=label)
+    peaks = [max(values) for _, values in kept]
+    if peaks and max(peaks) > 8 * min(peaks):
+        axes.set_yscale("log", subs=[])
+        axes.set_ylim(min(peaks) / 30, max(peaks) * 3)
+    axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:.3g}")
+    plain(axes, "learning rate at the end of the epoch" + (", of all that is trained" if len(kept) == 1 else ""))
+    if len(kept) > 1:
+        axes.legend(fontsize=8, edgecolor="none", framealpha=0.9)
 
 
 def together(path: Path, histories: dict[str, list[dict[str, Any]]]) -> None:
     """Validation accuracy and loss of several runs, by epoch."""
-    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    figure = Figure(figsize=(10, 4.2 + 0.18 * -(-len(histories) // 3)), layout="constrained")
     for axes, name in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
         for k, (run, history) in enumerate(histories.items()):
             epochs, values = zip(*((line["epoch"], line[f"val_{name}"]) for line in history), strict=True)
@@ -130,11 +134,11 @@ def confusion(path: Path, scores: Scores, classes: list[str], split: str) -> Non
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     longest = max(len(short(name)) for name in classes)
     side = 2.4 + 0.07 * longest + (0.42 * len(classes) if few else 0.115 * len(classes))
-    side = max(side, 3.8)
-    figure = Figure(figsize=(side + 4.2, side), layout="constrained")
-    axes, beside = figure.subplots(1, 2, width_ratios=[side, 3.2])
+    side, wide = max(side, 3.8), 2.6 if few else 4.4
+    figure = Figure(figsize=(side + wide + 0.8, side), layout="constrained")
+    axes, beside = figure.subplots(1, 2, width_ratios=[side, wide])
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(image, ax=axes, fraction=0.04, label="share of the true class")
+    figure.colorbar(image, ax=axes, fraction=0.046, aspect=30, shrink=0.6, label="share of the true class")
     wrong = counts.sum() - counts.trace()
     axes.set_title(f"{split}: {wrong} of {counts.sum()} wrong", fontsize=10, loc="left")
     axes.set_xlabel("predicted")
@@ -148,13 +152,14 @@ def confusion(path: Path, scores: Scores, classes: list[str], split: str) -> Non
             shade = "white" if shares[row, column] > 0.6 else "black"
             axes.text(column, row, counts[row, column], ha="center", va="center", color=shade, fontsize=9)
     beside.set_axis_off()
-    largest = analysis.largest_confusions(matrix, 8 if few and len(classes) < 8 else 15)
+    largest = analysis.largest_confusions(matrix, 6 if len(classes) < 8 else 15)
     lines = [
         f"{count} × {short(classes[row], 20)} taken for\n     {short(classes[column], 24)}"
         for row, column, count in largest
     ]
-    beside.text(0, 1, "Largest confusions\n\n" + ("\n".join(lines) or "none"), va="top", fontsize=8.5, linespacing=1.4,
-                transform=beside.transAxes)  # fmt: skip
+    words = "Largest confusions\n\n" + ("\n".join(lines) or "none")
+    size = 9 if few else 14
+    beside.text(0, 1, words, va="top", fontsize=size, linespacing=1.4, transform=beside.transAxes)
     save(figure, path)
 
 
@@ -166,7 +171,7 @@ def per_class(path: Path, scores: Scores, classes: list[str], split: str) -> Non
     per_column = -(-len(rows) // columns)
     width, height = (22 if columns == 4 else 6.5 * columns), 1.3 + (0.3 if few else 0.17) * per_column
     figure = Figure(figsize=(width, height), layout="constrained")
-    figure.suptitle(f"{split}: accuracy of each class, its 95 % interval and its images; dotted: all together",
+    figure.suptitle(f"{split}: accuracy of each class (images), 95 % interval; dotted: all",
                     fontsize=10)  # fmt: skip
     for k, axes in enumerate(figure.subplots(1, columns, squeeze=False)[0]):
         part = rows[k * per_column : (k + 1) * per_column]
@@ -201,7 +206,7 @@ def calibration(path: Path, scores: Scores, split: str) -> None:
     bars = np.abs(ends.T - accuracy[there])  # (2, bins)
     top.errorbar(confidence, accuracy[there], yerr=bars, fmt="s", color=ORANGE, markersize=4, label=label)
     plain(top, f"{split}: expected calibration error {found.error:.3f}")
-    top.set_ylim(0, 1.02)
+    top.set_ylim(0, 1.03)
     top.set_ylabel("share that is right")
     top.legend(frameon=False, fontsize=8, loc="upper left")
     below.bar(middles, counts, width=1 / analysis.BINS * 0.92, color=GREY, alpha=0.6)

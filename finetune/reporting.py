@@ -63,11 +63,14 @@ def end(
     stopped: bool,
 ) -> None:
     """Write summary.json, draw the pictures and say what came out; `scores` are the best epoch's. Main process only."""
-    from finetune import plots, terminal, tracking
+    from finetune import analysis, card, plots, runs, terminal, tracking
 
     result["total_seconds"] = time.perf_counter() - began
     tracking.write_json(output / "summary.json", result)
     tracker.summarize(result)
+    analysis.save(output / "validation.safetensors", scores, result["best_epoch"])
+    labels = {name: loader.dataset.split.labels for name, loader in loaders.items()}
+    card.write(runs.read(output), {s: [ys.count(k) for k in range(len(classes))] for s, ys in labels.items()})
     try:
         plots.draw_all(output / "plots", history, result["best_epoch"], loaders, scores, classes)
     except Exception as error:  # a picture is not worth a result

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -224,6 +225,31 @@ def test_the_script_trains_and_compares_recipes(tmp_path, image_folder):
     assert (tmp_path / "runs" / "curves.png").exists()
 
 
+# ---- plot ------------------------------------------------------------------------------------------------------------
+
+
+def test_plot_draws_a_runs_pictures_again(trained, call, tmp_path):
+    shutil.copytree(trained / "fast", tmp_path / "run")
+    names = {path.name for path in (trained / "fast" / "plots").iterdir()}
+    charts = {"curves.png", "confusion.png", "per_class.png", "calibration.png"}
+    assert names == charts | {"augmentations.png", "predictions.png", "top_losses.png"}
+    for leave_scores in (True, False):  # without them the images are scored again
+        shutil.rmtree(tmp_path / "run" / "plots")
+        if not leave_scores:
+            (tmp_path / "run" / "validation.safetensors").unlink()
+        assert call("plot", tmp_path / "run")[0] == 0
+        for name in names:
+            assert (tmp_path / "run" / "plots" / name).read_bytes() == (trained / "fast" / "plots" / name).read_bytes()
+    shutil.copy(trained / "fast" / "validation.safetensors", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "plots")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config | {"data": "gone"}))
+    code, out, _ = call("plot", tmp_path / "run")
+    assert code == 0
+    assert "The charts alone" in out
+    assert {path.name for path in (tmp_path / "run" / "plots").iterdir()} == charts
+
+
 # ---- export ----------------------------------------------------------------------------------------------------------
 
 
@@ -308,6 +334,8 @@ def test_a_mistake_gets_one_message_exit_code_2_and_writes_nothing(trained, call
         (("evaluate", run, "--data", tmp_path / "dogs"), "the classes do not match: the model does not know cat, dog"),
         (("evaluate", run, "--split", "test"), "--split test"),
         (("evaluate", run / "model", "--data", tmp_path / "nowhere"), "does not exist"),
+        (("plot", tmp_path / "unfinished"), "has not finished an epoch"),
+        (("plot", tmp_path / "empty"), "is no run"),
         (("export", tmp_path / "empty", "--format", "onnx"), "is no run"),
         (("export", run, "--format", "state-dict", "--output", tmp_path / "a" / "b.pth"), "no folder"),
         (("export", run, "--format", "state-dict", "--images", tmp_path / "empty"), "holds no image"),
@@ -326,8 +354,6 @@ def test_a_mistake_gets_one_message_exit_code_2_and_writes_nothing(trained, call
 
 
 def test_a_model_without_its_run_needs_to_be_told_its_images(trained, call, image_folder, tmp_path):
-    import shutil
-
     shutil.copytree(trained / "fast" / "model", tmp_path / "bees")
     code, _, err = call("evaluate", tmp_path / "bees")
     assert code == 2

@@ -9,8 +9,8 @@ from conftest import ROOT
 LAYERS = (
     {"train", "__main__", "commands", "api"},
     {"reporting", "inference"},
-    {"plan", "tracking", "plots", "artifact", "terminal", "runs", "export"},
-    {"charts"},
+    {"plan", "tracking", "plots", "artifact", "terminal", "export", "card"},
+    {"charts", "runs"},
     {"analysis"},
     {"evaluate"},
     {"surgery", "freezing", "groups", "schedule", "data", "loss", "ema", "hardware", "heads", "recipes"},

@@ -19,7 +19,7 @@ from torch import nn
 
 from finetune import recipes
 
-PICTURES = ("augmentations", "confusion", "curves", "predictions", "top_losses")
+PICTURES = ("augmentations", "calibration", "confusion", "curves", "per_class", "predictions", "top_losses")
 
 
 def test_a_run_fills_its_folder(train, tmp_path, image_folder):
@@ -231,7 +231,7 @@ def test_class_names_with_signs_of_mathematics_are_drawn_as_they_are(train, tmp_
 
 
 def test_a_picture_that_fails_costs_no_result(train, monkeypatch, capsys):
-    monkeypatch.setattr("finetune.plots.curves", None)
+    monkeypatch.setattr("finetune.charts.curves", None)
     code, output = train("--epochs", "1")
     assert code == 0
     assert "could not all be drawn (TypeError" in capsys.readouterr().out
