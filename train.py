@@ -1,16 +1,13 @@
 """Fine-tune an image classifier.
 
-    accelerate launch train.py --recipe feature_extractor                 # built-in images and weights, no network
-    accelerate launch train.py --recipe finetune --data path/to/folder --model resnet18
-
-It reads straight down: settings, network and images, plan, optimizer, loop.
+accelerate launch train.py --recipe feature_extractor                 # built-in images and weights, no network
+accelerate launch train.py --recipe finetune --data path/to/folder --model resnet18
 """
 
 import math
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import asdict
 
 from finetune import archs, imagesets, recipes, reporting
 from finetune.errors import STOPPED, UserError, exit_code
@@ -36,6 +33,7 @@ def main(arguments: list[str]) -> int:
         groups,
         hardware,
         loss,
+        lr_find,
         plan,
         schedule,
         surgery,
@@ -66,6 +64,8 @@ def main(arguments: list[str]) -> int:
     tracker = reporting.begin(recipe, output, classes, accelerator, console)
     if run.preview:
         return reporting.preview(output, loaders, classes, console)
+    if run.lr_find:
+        return lr_find.run(recipe, output, model, stages, rates, preprocess, loaders, classes, accelerator, console)
 
     # ---- optimizer ---------------------------------------------------------------------------------------------------
     model.to(device, memory_format=torch.channels_last if run.channels_last else torch.contiguous_format)
@@ -125,7 +125,7 @@ def main(arguments: list[str]) -> int:
             tracking.append_json(output / "metrics.jsonl", line)
             tracker.log_epoch(line)
             if improved:
-                artifact.save(output / "model", kept, asdict(net), classes, preprocess, line)
+                artifact.save(output / "model", kept, net, classes, preprocess, line)
         console.print(terminal.epoch_line(line, training.epochs, improved))
         if schedule.should_stop(history, training):
             break

@@ -39,12 +39,7 @@ class Model:
 
 
 def save(
-    folder: Path,
-    model: nn.Module,
-    net: dict[str, Any],
-    classes: list[str],
-    preprocess: Preprocess,
-    line: dict[str, Any],
+    folder: Path, model: nn.Module, net: Net, classes: list[str], preprocess: Preprocess, line: dict[str, Any]
 ) -> None:
     """Write the folder anew; an earlier one is replaced only when the new one is whole.
 
@@ -59,7 +54,7 @@ def save(
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     save_file(state, fresh / WEIGHTS, metadata={"format": "pt"})
     score = {name: line[name] for name in ("epoch", "val_accuracy", "val_loss")}
-    card = {"format": FORMAT, **net, "classes": classes, "preprocess": asdict(preprocess), "score": score}
+    card = {"format": FORMAT, **asdict(net), "classes": classes, "preprocess": asdict(preprocess), "score": score}
     (fresh / CARD).write_text(json.dumps(card, indent=2) + "\n")
     if folder.exists():
         folder.rename(stale)

@@ -127,6 +127,23 @@ def together(path: Path, histories: dict[str, list[dict[str, Any]]]) -> None:
     save(figure, path)
 
 
+def rate_test(path: Path, tried: list[float], losses: list[float], suggested: float, own: float) -> None:
+    """The loss against the rate, on a logarithmic axis, with the suggested rate and the recipe's own."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(tried, losses, color=BLUE)
+    axes.axvline(suggested, color=ORANGE, label=f"suggested: {suggested:.1e}")
+    axes.axvline(own, color=GREY, linestyle=":", label=f"the recipe's: {own:.1e}")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda rate, _: f"{rate:.0e}")
+    low, first = min(losses), losses[0]
+    axes.set_ylim(low - 0.1 * (first - low), max(first, low) + 0.6 * (first - low) + 1e-6)
+    plain(axes, "learning-rate range test: training loss, smoothed")
+    axes.set_xlabel("learning rate of the head")
+    axes.legend(edgecolor="none", framealpha=0.9, fontsize=9)
+    save(figure, path)
+
+
 def confusion(path: Path, scores: Scores, classes: list[str], split: str) -> None:
     """The confusion matrix, each row as shares of its true class, and the largest confusions beside it."""
     matrix = analysis.confusion_matrix(scores, len(classes))

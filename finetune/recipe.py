@@ -170,6 +170,8 @@ class Run:
     """With --plan: print it as JSON."""
     preview: bool = False
     """Draw plots/augmentations.png and stop."""
+    lr_find: bool = False
+    """Run the learning-rate range test (Smith 2015), draw it, print the --lr it suggests and stop."""
 
 
 @dataclass(frozen=True)
@@ -237,4 +239,6 @@ def resolve(recipe: Recipe) -> Recipe:
         raise UserError(f"--weights {net.weights}: no such file. It may be {kinds}.")
     if net.image_size is not None:
         check("image-size", net.image_size, net.image_size >= 8, "at least 8 pixels")
-    return replace(recipe, net=net)
+    if run.lr_find:  # no training, so nothing for a tracker
+        run = replace(run, tracker="none")
+    return replace(recipe, net=net, run=run)

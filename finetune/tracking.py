@@ -29,7 +29,7 @@ def config(recipe: Recipe, **found: Any) -> dict[str, Any]:
     flat = {"recipe": recipe.recipe}
     for section in (recipe.net, recipe.images, recipe.training, recipe.depths, recipe.run):
         flat |= asdict(section)
-    for question in ("plan", "json", "preview"):
+    for question in ("plan", "json", "preview", "lr_find"):
         del flat[question]
     flat = {name: str(value) if isinstance(value, Path) else value for name, value in flat.items()}
     versions = {"python": platform.python_version()}

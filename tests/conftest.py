@@ -57,15 +57,21 @@ def train(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     threads, before = torch.get_num_threads(), signal.getsignal(signal.SIGINT)
     runs = []
 
-    def run(*flags: str, data: Path | str = image_folder) -> tuple[int, Path]:
+    def run(*flags: str, data: Path | str = image_folder, pictures: bool = False) -> tuple[int, Path]:
         output = tmp_path / f"run{len(runs)}"
         runs.append(output)
         reset_accelerate()
+        with monkeypatch.context() as patched:
+            if not pictures:  # a second each, which few tests look at
+                patched.setattr("finetune.plots.draw_all", lambda *_: None)
+            return exit_code(script.main, whole(output, data, flags)), output
+
+    def whole(output: Path, data: Path | str, flags: tuple[str, ...]) -> list[str]:
         common = ["--data", str(data), "--output", str(output), "--tracker", "none", "--precision", "no"]
         tiny = ["--model", "shufflenet_v2_x0_5", "--image-size", "32", "--weights", "none", "--epochs", "2"]
         given = {flag for flag in flags if flag.startswith("--")}
         pairs = zip([*common, *tiny][::2], [*common, *tiny][1::2], strict=True)
-        return exit_code(script.main, [x for pair in pairs if pair[0] not in given for x in pair] + list(flags)), output
+        return [x for pair in pairs if pair[0] not in given for x in pair] + list(flags)
 
     yield run
     signal.signal(signal.SIGINT, before)

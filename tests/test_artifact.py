@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from dataclasses import asdict
 
 import pytest
 import torch
@@ -23,7 +22,7 @@ def write(folder, **settings):
     model, preprocess, _ = surgery.build(net, 3)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
-    artifact.save(folder, model, asdict(net), ["a", "b", "c"], preprocess, LINE)
+    artifact.save(folder, model, net, ["a", "b", "c"], preprocess, LINE)
     return model.eval(), preprocess
 
 

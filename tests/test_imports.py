@@ -8,7 +8,7 @@ from conftest import ROOT
 # A module may import what stands in a row below its own, and its neighbours.
 LAYERS = (
     {"train", "__main__", "commands", "api"},
-    {"reporting", "inference"},
+    {"reporting", "inference", "lr_find"},
     {"plan", "tracking", "plots", "artifact", "terminal", "export", "card"},
     {"charts", "runs"},
     {"analysis"},
