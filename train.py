@@ -100,14 +100,14 @@ def main(arguments: list[str]) -> int:
             sums += (torch.stack([losses.detach(), logits.argmax(1) == labels]) * (shares > 0)).sum(1)
             if not last:
                 continue
+            update = epoch * updates_per_epoch + number // training.accumulate
+            tracker.log_update(update + 1, losses.detach(), shares, model)
             if training.clip_norm:
                 accelerator.clip_grad_norm_(model.parameters(), training.clip_norm)
-            update = epoch * updates_per_epoch + number // training.accumulate
             groups.set_rates(optimizer, training.lr * lr_factor(update, history))
             optimizer.step()
             optimizer.zero_grad()
-            if average:
-                average.update_parameters(model)
+            ema.update(average, model)
             if stopped := stop.agreed(accelerator):
                 break
         if stopped:

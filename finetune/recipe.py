@@ -164,6 +164,10 @@ class Run:
     """Where metrics go besides the run's own files. wandb works without a key or a network: it then logs offline."""
     project: str = "finetune"
     """The W&B project."""
+    log_every: int = 10
+    """Updates between two that the tracker is told of: loss, gradient norm, images per second. 0: none."""
+    log_model: bool = False
+    """Put the model folder into W&B as an artifact, its score as metadata."""
     plan: bool = False
     """Print the plan and stop: nothing is trained or written."""
     json: bool = False
@@ -233,6 +237,7 @@ def resolve(recipe: Recipe) -> Recipe:
     check("workers", images.workers, images.workers >= -1, "a number of processes, or -1 for auto")
     if images.augment not in ("none", "basic") and net.in_channels not in (1, 3):
         raise UserError(f"--augment {images.augment} needs grey or colour images; here use basic or none.")
+    check("log-every", run.log_every, run.log_every >= 0, "at least 0 (0: never)")
     check("seed", run.seed, 0 <= run.seed < 2**63, "at least 0 and below 2^63")
     if net.weights not in ("default", "starter", "none") and not Path(net.weights).expanduser().exists():
         kinds = "default, none, a .safetensors or .pth file, or a model folder"

@@ -75,4 +75,5 @@ def end(
         plots.draw_all(output / "plots", history, result["best_epoch"], loaders, scores, classes)
     except Exception as error:  # a picture is not worth a result
         console.print(f"The pictures could not all be drawn ({type(error).__name__}: {error}).", soft_wrap=True)
+    tracker.log_end(result, output, scores, loaders["val"].dataset, classes)
     console.print(terminal.ending(result, output, stopped), soft_wrap=True)

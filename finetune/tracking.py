@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 from accelerate import Accelerator
+from torch import Tensor, nn
 
 from finetune.archs import depth_name
 from finetune.evaluate import Scores
@@ -125,7 +126,8 @@ class Tracker:
     """Accelerate's tracker, held so that nothing it does can stop or delay a run. It logs on the main process."""
 
     def __init__(self, accelerator: Accelerator, recipe: Recipe, settings: dict[str, Any], output: Path) -> None:
-        self.accelerator, self.state = accelerator, "No tracker"
+        self.accelerator, self.state, self.run = accelerator, "No tracker", recipe.run
+        self.batch_size, self.mark, self.own_data_dir = recipe.training.batch_size, (0, 0.0), False
         self.on = recipe.run.tracker != "none"
         if not self.on:
             return
@@ -140,29 +142,61 @@ class Tracker:
             self.on, self.state = False, f"W&B: off ({str(error).splitlines()[0]})"
             return
         self.state = f"W&B: {mode}{f' ({why})' if why else ''}"
-        if mode == "online" and not self._guard(self._wandb, recipe, scalars, output, mode):
+        if mode == "online" and not self._guard(self._wandb, recipe, settings, output, mode):
             self.on, self.state = True, "W&B: offline (the server did not take the run)"
             mode = "offline"
         if mode == "offline":
-            self._guard(self._wandb, recipe, scalars, output, mode)
+            self._guard(self._wandb, recipe, settings, output, mode)
         self.on = self.on and mode != "disabled"
         self.state = self.state if self.on or mode == "disabled" else "W&B: off"
 
-    def _wandb(self, recipe: Recipe, scalars: dict[str, Any], output: Path, mode: str) -> None:
+    def _wandb(self, recipe: Recipe, settings: dict[str, Any], output: Path, mode: str) -> None:
         import wandb
 
+        limits = {
+            "init_timeout": 15,  # a slow server does not hold up the run's start,
+            "finish_timeout": 60,  # nor one that has gone its end: `wandb sync` sends the rest later
+            "x_transaction_log_flush_interval": 1.0,  # a hard kill loses a second of history, not a quarter of a minute
+        }
         options = {
             "dir": str(output),
             "name": output.name,
             "group": recipe.recipe,
+            "tags": [tag[:64] for tag in (recipe.recipe, recipe.net.model, Path(recipe.images.data).name) if tag],
             "mode": mode,
-            # A hard kill loses a second of history, not a quarter of a minute; a slow server does not hold up the run.
-            "settings": wandb.Settings(silent=True, init_timeout=15, x_transaction_log_flush_interval=1.0),
+            "settings": wandb.Settings(silent=True, **limits),
         }
-        self.accelerator.init_trackers(recipe.run.project, scalars, {"wandb": options})
+        if "WANDB_DATA_DIR" not in os.environ:  # else artifacts and tables' images wait in the home folder to be synced
+            os.environ["WANDB_DATA_DIR"], self.own_data_dir = str(output.absolute() / "wandb"), True
+        self.accelerator.init_trackers(recipe.run.project, settings, {"wandb": options})
+
+    @property
+    def _native(self) -> Any:
+        """W&B's run, or TensorBoard's writer."""
+        return self.accelerator.trackers[0].tracker
+
+    def log_update(self, update: int, losses: Tensor, shares: Tensor, model: nn.Module) -> None:
+        """Log an update (from 1) before its gradients are clipped and used, one in every `--log-every`.
+
+        The loss is the mean over this process's images (N,) of the update's last part.
+        """
+        every = self.run.log_every
+        if not (self.on and self.accelerator.is_main_process and every) or update % every:
+            return
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        scaler = self.accelerator.scaler
+        norm = nn.utils.get_total_norm(gradients).item() / (scaler.get_scale() if scaler else 1.0)
+        loss = ((losses * (shares > 0)).sum() / (shares > 0).sum().clamp(min=1)).item()
+        values = {"update/loss": loss, "update/gradient_norm": norm}
+        before, now = self.mark, (update, time.perf_counter())
+        if before[0]:
+            values["update/images_per_second"] = (update - before[0]) * self.batch_size / (now[1] - before[1])
+        self.mark = now
+        self._guard(self.accelerator.log, values, update)
 
     def log_epoch(self, line: dict[str, Any]) -> None:
         """Log a line of metrics.jsonl at its update, the rates one by one."""
+        self.mark = (0, 0.0)  # what comes between two epochs is no training
         if self.on:
             rates = {f"lr/{name}": rate for name, rate in line["lr"].items()}
             values = {key: value for key, value in line.items() if key not in ("lr", "step")}
@@ -173,10 +207,24 @@ class Tracker:
         if self.on and self.accelerator.trackers[0].name == "wandb":
             self._guard(self.accelerator.trackers[0].tracker.summary.update, result)
 
+    def log_end(self, result: dict[str, Any], output: Path, scores: Scores, samples: Any, classes: list[str]) -> None:
+        """Log the pictures, the worst mistakes and, with `--log-model`, the model; `scores` are on `samples`."""
+        if not self.on:
+            return
+        from finetune import media
+
+        if self.accelerator.trackers[0].name == "wandb":
+            if self._guard(media.to_wandb, self._native, output, scores, samples, classes) and self.run.log_model:
+                self._guard(media.model_to_wandb, self._native, output, result)
+        else:
+            self._guard(media.to_tensorboard, self._native, output, result["epochs_run"])
+
     def finish(self) -> None:
         """Write out what is still held back."""
         if self.on:
             self._guard(self.accelerator.end_training)
+        if self.own_data_dir:
+            os.environ.pop("WANDB_DATA_DIR", None)
 
     def _guard(self, call: Any, *arguments: Any) -> bool:
         """Whether the call succeeded; one that did not ends the tracking, and is told once."""

@@ -10,7 +10,7 @@ LAYERS = (
     {"train", "__main__", "commands", "api"},
     {"reporting", "inference", "lr_find"},
     {"plan", "tracking", "plots", "artifact", "terminal", "export", "card"},
-    {"charts", "runs"},
+    {"charts", "runs", "media"},
     {"analysis"},
     {"evaluate"},
     {"surgery", "freezing", "groups", "schedule", "data", "loss", "ema", "hardware", "heads", "recipes"},
