@@ -51,7 +51,14 @@ def read(output: Path) -> Read:
 
 
 def _values(items: Any) -> dict[str, Any]:
-    return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
+    found: dict[str, Any] = {}
+    for item in items:
+        *above, name = item.nested_key or [item.key]
+        place = found
+        for key in above:
+            place = place.setdefault(key, {})
+        place[name] = json.loads(item.value_json)
+    return found
 
 
 def _records(data: bytes) -> list[bytes]:
