@@ -92,7 +92,8 @@ def trained(image_folder, tmp_path_factory):
     flags = (
         f"--recipe feature_extractor --data {image_folder} --output {folder} --tracker none --precision no --epochs 1"
     )
-    assert script.main([*flags.split(), *"--model shufflenet_v2_x0_5 --image-size 32 --weights none".split()]) == 0
+    flags += " --model shufflenet_v2_x0_5 --image-size 32 --weights none"
+    assert script.main(flags.split()) == 0
     shutil.copy(image_folder / "val" / "red" / "00.jpg", folder / "image.jpg")
     return folder
 
