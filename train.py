@@ -1,16 +1,20 @@
 """Fine-tune an image classifier.
 
-accelerate launch train.py --recipe feature_extractor                 # built-in images and weights, no network
-accelerate launch train.py --recipe finetune --data path/to/folder --model resnet18
+    accelerate launch train.py --recipe feature_extractor                 # built-in images and weights, no network
+    accelerate launch train.py --recipe finetune --data path/to/folder --model resnet18
+
+It reads straight down: settings, network and images, plan, optimizer, loop.
 """
 
 import math
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import asdict
 
-from finetune import archs, imagesets, recipes, reporting
+from finetune import archs, imagesets, recipes, reporting, signals
 from finetune.errors import STOPPED, UserError, exit_code
+from finetune.recipe import period
 
 
 def main(arguments: list[str]) -> int:
@@ -19,7 +23,7 @@ def main(arguments: list[str]) -> int:
     began = time.perf_counter()
     recipe = recipes.from_command_line(arguments)
     net, images, training, run = recipe.net, recipe.images, recipe.training, recipe.run
-    family, output = archs.find(net.model), reporting.new_folder(recipe)
+    family, output, requests = archs.find(net.model), reporting.folder(recipe), signals.Requests()
     imageset = imagesets.read(images, net.in_channels, run.seed)
     classes = imageset.classes
 
@@ -27,6 +31,7 @@ def main(arguments: list[str]) -> int:
 
     from finetune import (
         artifact,
+        checkpoint,
         data,
         ema,
         freezing,
@@ -34,7 +39,9 @@ def main(arguments: list[str]) -> int:
         hardware,
         loss,
         lr_find,
+        noise,
         plan,
+        resume,
         schedule,
         surgery,
         terminal,
@@ -47,50 +54,63 @@ def main(arguments: list[str]) -> int:
     console = terminal.make_console(main_process)
 
     # ---- network and images ------------------------------------------------------------------------------------------
+    settings = tracking.config(recipe, imageset, accelerator)
+    found = resume.find(output, settings, accelerator) if run.resume else None
     torch.manual_seed(run.seed)
     with accelerator.local_main_process_first():  # one download for all processes
-        model, preprocess, stages = surgery.build(net, len(classes), empty=run.plan)
+        model, preprocess, stages = surgery.build(net, len(classes), run.plan, found and found.preprocess)
+    model = hardware.share_batchnorm(model, accelerator) if run.sync_bn else model
     rates = recipes.rates(recipe, len(stages))
     workers = hardware.worker_count(images.workers, device)
     pairs = freezing.trains_batchnorm(model, stages, rates)
     loaders = data.make_loaders(imageset.splits, preprocess, recipe, workers, accelerator, pairs)
-    train_count, updates_per_epoch = len(loaders["train"].dataset), loaders["train"].batch_sampler.updates
+    batches, train_count = loaders["train"].batch_sampler, len(loaders["train"].dataset)
 
     # ---- plan --------------------------------------------------------------------------------------------------------
     whole = plan.make(recipe, model, stages, rates, preprocess, imageset, loaders, accelerator, precision)
     console.print(plan.as_json(whole) if run.json else plan.show(whole), soft_wrap=run.json)
     if run.plan:
         return 0
-    tracker = reporting.begin(recipe, output, classes, accelerator, console)
+    tracker = reporting.begin(recipe, output, settings, found, accelerator, console)
     if run.preview:
         return reporting.preview(output, loaders, classes, console)
     if run.lr_find:
         return lr_find.run(recipe, output, model, stages, rates, preprocess, loaders, classes, accelerator, console)
 
-    # ---- optimizer ---------------------------------------------------------------------------------------------------
+    # ---- optimizer, and all else that a checkpoint holds -------------------------------------------------------------
     model.to(device, memory_format=torch.channels_last if run.channels_last else torch.contiguous_format)
     optimizer = accelerator.prepare(groups.make_optimizer(model, stages, rates, training))
     average = ema.make_average(model, training.ema)
     kept = average.module if average else model  # what is validated and saved
-    lr_factor = schedule.make_schedule(training, updates_per_epoch)
+    lr_factor = schedule.make_schedule(training, batches.updates)
     class_weights = loss.rarity(imageset.splits["train"].labels, len(classes), training.class_weights).to(device)
-    torch.manual_seed(data.mixed(run.seed, accelerator.process_index))  # dropout
-    stop = terminal.StopRequest()
+    dropout = noise.Noise(model, run.seed)
+    frozen = freezing.unchanging(model, stages, rates)
+    about = {"settings": settings, "preprocess": asdict(preprocess)}
+    checkpoints = checkpoint.Checkpoints(
+        output / "checkpoints", run.keep_checkpoints, accelerator, model, optimizer, average, frozen, about
+    )
+    progress = checkpoints.load(found) if found else checkpoint.Progress(tracker=tracker.identity)
+    began, history, best_scores = began - progress.seconds, progress.history, None
+    requests.join(accelerator, *period(run.checkpoint_every))
 
     # ---- loop --------------------------------------------------------------------------------------------------------
-    history, best, best_scores, stopped, phase = [], None, None, False, None
-    for epoch in range(training.epochs):
-        epoch_began = time.perf_counter()
+    stopped, phase = False, None
+    for epoch in range(progress.epoch, training.epochs):
+        if schedule.should_stop(history, training):
+            break
+        done, epoch_began = progress.done, time.perf_counter() - progress.epoch_seconds
         freezing.set_phase(model, stages, rates, epoch)
         if phase != (phase := freezing.phase(rates, epoch)):
-            wrapped = freezing.wrap(accelerator, model)
-        loaders["train"].batch_sampler.epoch = epoch
-        sums = torch.zeros(2, device=device)  # loss, right answers
+            wrapped = freezing.wrap(accelerator, model, run.compile)
+        batches.start_at(epoch, done - epoch * batches.updates)
+        sums = torch.tensor(progress.sums, device=device)  # loss, right answers
         shown = terminal.progress(loaders["train"], f"epoch {epoch + 1}/{training.epochs}", console)
-        for number, batch in enumerate(shown):
-            last = (number + 1) % training.accumulate == 0  # part of its update
+        for number, batch in enumerate(shown, 1):
+            last = number % training.accumulate == 0  # part of its update
             x = data.to_input(batch.images, preprocess, device, run.channels_last)  # (N, C, H, W)
             labels, shares, others, mix = batch.targets(device)  # (N,)
+            dropout.at(done, batch.places.to(device, non_blocking=True), batches.largest)
             with nullcontext() if last else accelerator.no_sync(wrapped):
                 logits, losses = loss.cross_entropy(
                     wrapped(x), labels, others, mix, training.label_smoothing, family.aux_weight, class_weights
@@ -100,50 +120,64 @@ def main(arguments: list[str]) -> int:
             sums += (torch.stack([losses.detach(), logits.argmax(1) == labels]) * (shares > 0)).sum(1)
             if not last:
                 continue
-            update = epoch * updates_per_epoch + number // training.accumulate
-            tracker.log_update(update + 1, losses.detach(), shares, model)
+            tracker.log_update(done + 1, losses.detach(), shares, model)
+            requests.share()
             if training.clip_norm:
                 accelerator.clip_grad_norm_(model.parameters(), training.clip_norm)
-            groups.set_rates(optimizer, training.lr * lr_factor(update, history))
+            groups.set_rates(optimizer, training.lr * lr_factor(done, history))
             optimizer.step()
             optimizer.zero_grad()
             ema.update(average, model)
-            if stopped := stop.agreed(accelerator):
+            done += 1
+            stopped, due = requests.agreed(done)
+            if stopped:
                 break
-        if stopped:
-            break
+            if due:
+                progress.move(epoch, done, sums, epoch_began, began)
+                checkpoints.save(progress)
         speed = train_count / (time.perf_counter() - epoch_began)
+        scores = None
+        if not stopped:
+            scores = evaluate(kept, loaders["val"], preprocess, run.channels_last, accelerator, requests.stop)
+        if scores is None:
+            progress.move(epoch, done, sums, epoch_began, began)
+            stopped = True
+            break
         train = (accelerator.reduce(sums) / train_count).tolist()
-        scores = evaluate(kept, loaders["val"], preprocess, run.channels_last, accelerator)
         if not math.isfinite(total := train[0] + scores.loss):
             raise UserError(f"the loss is {total} in epoch {epoch + 1}. Lower --lr, or set --clip-norm 1.")
-        line = tracking.epoch_record(epoch, updates_per_epoch, optimizer, stages, train, scores, speed, epoch_began)
+        seconds = time.perf_counter() - epoch_began
+        line = tracking.epoch_record(epoch, done, optimizer, stages, train, scores, speed, seconds)
         history.append(line)
-        if improved := tracking.better(line, best, training.best_by):
-            best, best_scores = line, scores
+        if improved := tracking.better(line, progress.best, training.best_by):
+            progress.best, best_scores = line, scores
+            checkpoints.keep_best()
         if main_process:
             tracking.append_json(output / "metrics.jsonl", line)
             tracker.log_epoch(line)
             if improved:
-                artifact.save(output / "model", kept, net, classes, preprocess, line)
+                artifact.save(output / "model", checkpoints.best_state(), net, classes, preprocess, line)
         console.print(terminal.epoch_line(line, training.epochs, improved))
-        if schedule.should_stop(history, training):
-            break
+        progress.move(epoch + 1, done, torch.zeros_like(sums), time.perf_counter(), began)
+        checkpoints.save(progress)
 
     # ---- end ---------------------------------------------------------------------------------------------------------
-    if best is None:
-        tracker.finish()
-        console.print(f"Stopped before the first epoch ended: {output} holds no model.")
+    scores = {"val": best_scores} if best_scores else {}  # a resumed run may not have seen its best epoch
+    for name in ("val", "test"):
+        if name in loaders and name not in scores and not stopped:
+            kept.load_state_dict(checkpoints.best_state())
+            scores[name] = evaluate(kept, loaders[name], preprocess, run.channels_last, accelerator, requests.stop)
+            stopped = scores[name] is None
+    if stopped:
+        path = checkpoints.save(progress)
+        reporting.stopped(output, path, requests.asked_by, accelerator, tracker, console)
         return STOPPED
-    result = tracking.summary(best, history, training.epochs, loaders, accelerator)
-    if "test" in loaders:
-        accelerator.wait_for_everyone()  # the main process has written the best weights
-        artifact.load_weights(output / "model", kept)
-        result["test_accuracy"] = evaluate(kept, loaders["test"], preprocess, run.channels_last, accelerator).accuracy
     if main_process:
-        reporting.end(output, result, history, best_scores, loaders, classes, tracker, console, began, stopped)
+        progress.seconds = time.perf_counter() - began
+        result = tracking.summary(progress, training.epochs, scores, loaders, accelerator)
+        reporting.end(output, result, history, scores["val"], loaders, classes, tracker, console)
     tracker.finish()
-    return STOPPED if stopped else 0
+    return 0
 
 
 if __name__ == "__main__":

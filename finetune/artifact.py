@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from finetune import archs, surgery
@@ -39,19 +39,19 @@ class Model:
 
 
 def save(
-    folder: Path, model: nn.Module, net: Net, classes: list[str], preprocess: Preprocess, line: dict[str, Any]
+    folder: Path, weights: dict[str, Tensor], net: Net, classes: list[str], preprocess: Preprocess, line: dict[str, Any]
 ) -> None:
     """Write the folder anew; an earlier one is replaced only when the new one is whole.
 
-    `model.safetensors` holds the plain torchvision state dict, float32, under torchvision's key names. `model.json`
-    holds what `net` says of the architecture (its name under `model`, the head, the channels), class names in the order
-    of the outputs, evaluation transform and, from the epoch's line of metrics.jsonl, the score.
+    `model.safetensors` holds `weights`, the plain torchvision state dict, float32, under torchvision's key names.
+    `model.json` holds what `net` says of the architecture (its name under `model`, the head, the channels), class names
+    in the order of the outputs, evaluation transform and, from the epoch's line of metrics.jsonl, the score.
     """
     fresh, stale = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     for leftover in (fresh, stale):
         shutil.rmtree(leftover, ignore_errors=True)
     fresh.mkdir(parents=True)
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    state = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
     save_file(state, fresh / WEIGHTS, metadata={"format": "pt"})
     score = {name: line[name] for name in ("epoch", "val_accuracy", "val_loss")}
     card = {"format": FORMAT, **asdict(net), "classes": classes, "preprocess": asdict(preprocess), "score": score}
@@ -60,11 +60,6 @@ def save(
         folder.rename(stale)
     fresh.rename(folder)
     shutil.rmtree(stale, ignore_errors=True)
-
-
-def load_weights(folder: Path, model: nn.Module) -> None:
-    """Put the saved weights back into the model that they were saved from."""
-    model.load_state_dict(surgery.with_metadata(model, load_file(folder / WEIGHTS)), strict=True)
 
 
 def find(run: Path | str) -> Path:

@@ -39,6 +39,8 @@ class Draw(NamedTuple):
     """Its weight in the mean over the global batch; 0 for one that only fills a process's empty batch."""
     partner: int = -1
     """The image of the same batch that it may be mixed with."""
+    place: int = 0
+    """Its position in the global batch."""
 
 
 class Batch(NamedTuple):
@@ -52,6 +54,8 @@ class Batch(NamedTuple):
     """(N,), float32; see `Draw.share`."""
     indices: Tensor
     """(N,), int64: positions in the split."""
+    places: Tensor
+    """(N,), int64: positions in the global batch."""
     others: Tensor | None
     """(N,), int64: the labels of what is mixed in; None where nothing ever is."""
     mix: Tensor | None
@@ -138,15 +142,16 @@ class Samples(Dataset):
     def __len__(self) -> int:
         return len(self.split.labels)
 
-    def __getitem__(self, draw: Draw) -> tuple[Tensor, int, float, int, int, float]:
+    def __getitem__(self, draw: Draw) -> tuple[Tensor, int, float, int, int, int, float]:
         image, label = self._view(draw.epoch, draw.index), self.split.labels[draw.index]
         if self.mix is None:
-            return image, label, draw.share, draw.index, label, 1.0
+            return image, label, draw.share, draw.index, draw.place, label, 1.0
         pair = torch.stack([image, self._view(draw.epoch, draw.partner)])  # (2, C, H, W)
         with self._seeded(draw.epoch, draw.index, 1):
             mixed_pair, shares = self.mix(pair.float(), torch.tensor([0, 1]))
         image = mixed_pair[0].round().to(image.dtype) if image.dtype == torch.uint8 else mixed_pair[0]
-        return image, label, draw.share, draw.index, self.split.labels[draw.partner], shares[0, 0].item()
+        other = self.split.labels[draw.partner]
+        return image, label, draw.share, draw.index, draw.place, other, shares[0, 0].item()
 
     def _view(self, epoch: int, index: int) -> Tensor:
         image = load(self.split.items[index], self.channels)  # (C, H, W)
@@ -168,9 +173,9 @@ class GlobalBatches(Sampler[list[Draw]]):
     global batch smaller than the number of processes leaves some without an image: they get one of share 0, since all
     must take part in the exchange of gradients.
 
-    Set `epoch` before iterating. With `seed=None` the order is that of the split. With `parts`, each global batch comes
-    in so many, for gradients that are accumulated. With `weights` (one per image), images are drawn with replacement. A
-    last batch of less than `fewest` images joins the one before.
+    Say `start_at` before iterating. With `seed=None` the order is that of the split. With `parts`, each global batch
+    comes in so many, for gradients that are accumulated. With `weights` (one per image), images are drawn with
+    replacement. A last batch of less than `fewest` images joins the one before.
     """
 
     def __init__(
@@ -186,7 +191,7 @@ class GlobalBatches(Sampler[list[Draw]]):
     ) -> None:
         self.count, self.seed, self.weights, self.parts = count, seed, weights, parts
         self.process, self.processes = process, processes
-        self.epoch = 0
+        self.epoch = self.first = 0
         self.starts = list(range(0, count, batch_size))
         if seed is not None and 0 < count % batch_size < fewest and len(self.starts) > 1:
             self.starts.pop()
@@ -196,8 +201,20 @@ class GlobalBatches(Sampler[list[Draw]]):
         """Global batches in an epoch."""
         return len(self.starts)
 
+    @property
+    def largest(self) -> int:
+        """Images in the largest global batch."""
+        return max(stop - start for start, stop in self._bounds())
+
+    def start_at(self, epoch: int, first: int = 0) -> None:
+        """Which epoch comes next, and from which of its global batches on."""
+        self.epoch, self.first = epoch, first
+
+    def _bounds(self) -> list[tuple[int, int]]:
+        return list(zip(self.starts, [*self.starts[1:], self.count], strict=True))
+
     def __len__(self) -> int:
-        return len(self.starts) * self.parts
+        return (len(self.starts) - self.first) * self.parts
 
     def __iter__(self) -> Iterator[list[Draw]]:
         order = list(range(self.count))
@@ -207,9 +224,9 @@ class GlobalBatches(Sampler[list[Draw]]):
                 order = torch.randperm(self.count, generator=generator).tolist()
             else:
                 order = torch.multinomial(self.weights, self.count, replacement=True, generator=generator).tolist()
-        for start, stop in zip(self.starts, [*self.starts[1:], self.count], strict=True):
+        for start, stop in self._bounds()[self.first :]:
             batch = order[start:stop]
-            draws = [Draw(self.epoch, k, 1 / len(batch), batch[p - 1]) for p, k in enumerate(batch)]
+            draws = [Draw(self.epoch, k, 1 / len(batch), batch[p - 1], p) for p, k in enumerate(batch)]
             for part in range(self.parts):
                 mine = draws[self.process + self.processes * part :: self.processes * self.parts]
                 yield mine or [draws[0]._replace(share=0.0)]
@@ -277,11 +294,11 @@ def make_loaders(
     return loaders
 
 
-def _collate(samples: list[tuple[Tensor, int, float, int, int, float]]) -> Batch:
+def _collate(samples: list[tuple[Tensor, int, float, int, int, int, float]]) -> Batch:
     return _collate_mixed(samples)._replace(others=None, mix=None)
 
 
-def _collate_mixed(samples: list[tuple[Tensor, int, float, int, int, float]]) -> Batch:
+def _collate_mixed(samples: list[tuple[Tensor, int, float, int, int, int, float]]) -> Batch:
     images, *numbers = zip(*samples, strict=True)
     return Batch(torch.stack(images), *map(torch.tensor, numbers))
 

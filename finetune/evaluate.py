@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -51,9 +52,10 @@ def evaluate(
     preprocess: Preprocess,
     channels_last: bool,
     accelerator: Accelerator,
+    stop: Callable[[], bool] = lambda: False,
     fill: int = 0,
-) -> Scores:
-    """Score a model. All processes take part, and all get the scores of the whole split.
+) -> Scores | None:
+    """Score a model. All processes take part, and all get the scores of the whole split; None if `stop` said so.
 
     With `fill`, batches are filled up to so many images: how an image's logits are rounded depends on the number of
     images that are computed with it, and on nothing else about them.
@@ -68,6 +70,8 @@ def evaluate(
     count = len(loader.dataset)
     integers, reals = [], []
     for batch in loader:
+        if stop():
+            return None
         x = to_input(filled(batch.images, fill), preprocess, accelerator.device, channels_last)  # (N, C, H, W)
         labels = batch.labels.to(accelerator.device)
         with accelerator.autocast():

@@ -6,6 +6,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from finetune.archs import parameter_depths
 from finetune.recipe import Rate
 
 
@@ -30,7 +31,12 @@ def trains_batchnorm(model: nn.Module, stages: list[list[str]], rates: list[Rate
     return any(rate and has_batchnorm(model, paths) for paths, rate in zip(stages, rates, strict=True))
 
 
-def wrap(accelerator: Accelerator, model: nn.Module) -> nn.Module:
+def unchanging(model: nn.Module, stages: list[list[str]], rates: list[Rate | None]) -> set[str]:
+    """The keys of the state dict that no epoch changes: parameters and buffers of depths that are never trained."""
+    return {name for name, depth in parameter_depths(model, stages).items() if rates[depth] is None}
+
+
+def wrap(accelerator: Accelerator, model: nn.Module, compiled: bool = False) -> nn.Module:
     """Prepare a model for the gradients that it now asks for; at each phase anew.
 
     DDP settles at its construction which gradients it will exchange: what is unfrozen under an old wrapper is trained
@@ -38,7 +44,10 @@ def wrap(accelerator: Accelerator, model: nn.Module) -> nn.Module:
     """
     accelerator._models.clear()  # else the old wrapper lives on, and its hooks with it
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # undoes an earlier preparation's autocast
-    return accelerator.prepare(model)
+    wrapped = accelerator.prepare(model)
+    if compiled:
+        model.compile()  # in place: the wrapper, the keys of the state dict and the hooks stay what they are
+    return wrapped
 
 
 def set_phase(model: nn.Module, stages: list[list[str]], rates: list[Rate | None], epoch: int) -> None:

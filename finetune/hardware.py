@@ -9,10 +9,11 @@ from pathlib import Path
 
 import psutil
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
+from torch import nn
 
+from finetune import launcher
 from finetune.errors import UserError
 
 
@@ -35,12 +36,7 @@ def make_accelerator(precision: str, tracker: str, output: Path) -> tuple[Accele
     if accelerator.num_processes > 1:
         # Left to the interpreter's end, gloo's threads can abort a process that has finished before the others.
         atexit.register(accelerator.state.destroy_process_group)
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    if world != accelerator.num_processes:
-        raise UserError(
-            f"{world} processes were launched but do not form one run (this one sees {accelerator.num_processes}). "
-            f"Launch with --config_file launch/cpu_2proc.yaml, or with torchrun."
-        )
+    launcher.check_processes(accelerator.num_processes)
     return accelerator, f"{'float32' if chosen == 'no' else chosen} ({why})"
 
 
@@ -60,7 +56,7 @@ def choose_precision(precision: str, gpu: bool) -> tuple[str, str]:
         raise UserError("--precision fp16 needs a GPU: on a CPU it would silently be float32. Use bf16, no or auto.")
     if precision != "auto":
         return precision, "as --precision asks"
-    told = launcher_precision()
+    told = launcher.precision()
     if told == "fp16" and not gpu:
         raise UserError("Accelerate was told fp16, which needs a GPU. Launch with --mixed_precision bf16 or no.")
     if told:
@@ -75,35 +71,18 @@ def choose_precision(precision: str, gpu: bool) -> tuple[str, str]:
     return "no", "this CPU has no native bf16"
 
 
-def launcher_precision() -> str | None:
-    """The mixed precision that someone chose for Accelerate, or None.
+def free_memory(device: torch.device) -> int:
+    """Bytes that a process may still use: of the GPU's memory, or its share of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
-    The launcher sets ACCELERATE_MIXED_PRECISION in any case, to `no` where nothing was said. Whether a `no` was
-    somebody's word stands only in the launcher's own arguments or its configuration file.
-    """
-    value = os.environ.get("ACCELERATE_MIXED_PRECISION", "").lower()
-    if value != "no":
-        return value or None
-    try:
-        words = psutil.Process(os.getppid()).cmdline()
-    except psutil.Error:
-        words = []
-    options = [word.replace("_", "-").partition("=")[0] for word in words]
-    if not any("accelerate" in Path(word).name for word in words):
-        return value  # no launcher: somebody set the variable
-    if "--mixed-precision" in options:
-        return value
-    files = [Path(os.environ.get("HF_HOME", Path.home() / ".cache/huggingface")) / "accelerate/default_config.yaml"]
-    if "--config-file" in options:
-        at = options.index("--config-file")
-        files = [Path(words[at].partition("=")[2] or words[at + 1])]
-    for file in files:
-        try:
-            if "mixed_precision" in (yaml.safe_load(file.read_text()) or {}):
-                return value
-        except (OSError, yaml.YAMLError):
-            continue
-    return None
+
+def share_batchnorm(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """Let BatchNorm take its statistics over all processes' images; a `UserError` on a CPU, where torch cannot."""
+    if accelerator.device.type != "cuda":
+        raise UserError(f"--sync-bn needs GPUs; this run is on {accelerator.device.type}. Leave it out.")
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 def worker_count(workers: int, device: torch.device) -> int:

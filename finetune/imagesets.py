@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,15 @@ class ImageSet:
     """`train`, `val` and, where there is one, `test`."""
     skipped: int = 0
     """Images left out because they do not decode."""
+
+    def fingerprint(self) -> str:
+        """A digest of the images' names and labels, in their order; not of where they are, nor of what they show."""
+        found = hashlib.sha256(repr(self.classes).encode())
+        for name, split in self.splits.items():
+            found.update(repr((name, split.labels)).encode())
+            if len(split.items) and isinstance(split.items[0], str | Path):
+                found.update(repr([Path(item).name for item in split.items]).encode())
+        return found.hexdigest()[:16]
 
 
 def read(images: Images, in_channels: int, seed: int) -> ImageSet:

@@ -70,7 +70,7 @@ def test(
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     freezing.set_phase(model, stages, rates, epoch=0)
     optimizer = accelerator.prepare(groups.make_optimizer(model, stages, rates, training))
-    wrapped = freezing.wrap(accelerator, model)
+    wrapped = freezing.wrap(accelerator, model, recipe.run.compile)
     aux_weight = archs.find(recipe.net.model).aux_weight
     weights = loss.rarity(loader.dataset.split.labels, classes, training.class_weights).to(device)
     tried: list[float] = []
@@ -114,7 +114,7 @@ class Parts:
 
     def __iter__(self) -> Any:
         for epoch in itertools.count():
-            self.loader.batch_sampler.epoch = epoch
+            self.loader.batch_sampler.start_at(epoch, 0)
             yield from self.loader
 
 

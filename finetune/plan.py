@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 from dataclasses import asdict, dataclass
 
 import torch
@@ -14,11 +16,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.data import DataLoader
 
-from finetune import freezing
+from finetune import errors, freezing, hardware
 from finetune.archs import Preprocess, depth_name, parameter_depths
 from finetune.errors import UserError
 from finetune.imagesets import ImageSet
-from finetune.recipe import Rate, Recipe
+from finetune.recipe import Rate, Recipe, Training, period
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,10 @@ def make(
     freezing.set_phase(model, stages, rates, epoch=training.epochs - 1)  # when most is trained
     need = memory(model, shape, classes, training.optimizer, accelerator.mixed_precision)
     freezing.set_phase(model, stages, rates, epoch=0)
+    free = hardware.free_memory(accelerator.device)
+    updates, seconds = period(recipe.run.checkpoint_every)
+    every = f" and every {updates} updates" if updates < sys.maxsize else ""
+    every = f" and every {seconds / 60:g} minutes" if math.isfinite(seconds) else every
     left_out = f"; {imageset.skipped} that do not decode are left out" if imageset.skipped else ""
     facts = {
         "images": ", ".join(f"{count} {name}" for name, count in counts.items()) + left_out,
@@ -163,11 +169,36 @@ def make(
         "precision": f"{precision}, {'channels-last' if recipe.run.channels_last else 'channels-first'}",
         "processes": f"{processes} on {accelerator.device.type}, each with {workers} workers for images",
         "memory": f"about {in_words(need.total)} per process at the peak of an update, "
-        f"{in_words(need.activations)} of it activations",
+        f"{in_words(need.activations)} of it activations; {in_words(free)} are free"
+        + (f". That is too little. {advice(need, free, training)}" if need.total > free else ""),
+        "checkpoints": f"at each epoch's end{every}; the newest {recipe.run.keep_checkpoints} are kept",
         "cached": "nothing: each epoch draws fresh augmentations",
     }
+    if processes > 1 and freezing.trains_batchnorm(model, stages, rates):
+        facts["BatchNorm"] = (
+            "statistics are taken over all processes' images (--sync-bn): as on one process"
+            if recipe.run.sync_bn
+            else f"statistics are each process's own, over {share} images: not what one process would train"
+        )
+    errors.when_memory_runs_out(advice(need, free, training))
     title = f"{recipe.recipe}: {net.model}, weights {net.weights}, {preprocess.crop} × {preprocess.crop} pixels"
     return Plan(title, table, facts, need, updates_per_epoch, training.epochs)
+
+
+def advice(need: Memory, free: int, training: Training) -> str:
+    """Which setting to lower, and to what, when an update does not fit into so many free bytes."""
+    room, parts = 0.9 * free - (need.total - need.activations), training.accumulate
+    now = f"An update was estimated to need {in_words(need.total)} per process, {in_words(free)} were free. "
+    while room > 0 and parts < training.batch_size and need.activations * training.accumulate > room * parts:
+        parts *= 2
+    if room <= 0 or need.activations * training.accumulate > room * parts:
+        return f"{now}Take a smaller --model or --image-size."
+    if parts == training.accumulate:
+        parts, now = 2 * parts, now + "It took more, or other programs did. "
+    return (
+        f"{now}Use --accumulate {min(parts, training.batch_size)} (the result stays the same) or --batch-size "
+        f"{max(1, training.batch_size * training.accumulate // parts)}; in evaluation, a smaller --eval-batch-size."
+    )
 
 
 def as_json(plan: Plan) -> str:

@@ -6,6 +6,7 @@ whether it is frozen or at which scale of the learning rate it is trained. Each 
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -158,8 +159,18 @@ class Run:
     """no: float32. bf16, fp16: mixed precision. auto: what Accelerate was told, else bf16 where the hardware has it."""
     channels_last: bool = True
     """Images as (N, H, W, C) in memory, which convolutions prefer on every recent device. The flag turns it off."""
+    sync_bn: bool = False
+    """On several GPUs, take BatchNorm's statistics over all of them, as if they were one. Slower."""
+    compile: bool = False
+    """Compile the network (torch.compile): minutes at the start, faster steps on a recent GPU."""
     output: Path | None = None
     """The run's folder, new or empty. None: runs/<recipe>-<time>."""
+    resume: bool = False
+    """Go on from the newest whole checkpoint of --output, wherever that run was stopped."""
+    checkpoint_every: str = "10m"
+    """Besides each epoch's end, write a checkpoint after so many updates (500) or minutes (10m). 0: at its end only."""
+    keep_checkpoints: int = 2
+    """How many of them are kept, newest first."""
     tracker: Literal["wandb", "tensorboard", "none"] = "wandb"
     """Where metrics go besides the run's own files. wandb works without a key or a network: it then logs offline."""
     project: str = "finetune"
@@ -189,6 +200,19 @@ class Recipe:
     training: Training = field(default_factory=Training)
     depths: Depths = field(default_factory=Depths)
     run: Run = field(default_factory=Run)
+
+
+def period(every: str) -> tuple[int, float]:
+    """`--checkpoint-every` as updates and seconds, one of which is infinite; both are for 0."""
+    number, unit = every.removesuffix("m"), every[-1:]
+    try:
+        value = float(number) if unit == "m" else int(number)
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise UserError(f"--checkpoint-every {every}: must be a number of updates, such as 500, or minutes, as 10m.")
+    never = sys.maxsize, float("inf")
+    return never if not value else (sys.maxsize, value * 60) if unit == "m" else (value, float("inf"))
 
 
 def resolve(recipe: Recipe) -> Recipe:
@@ -238,8 +262,11 @@ def resolve(recipe: Recipe) -> Recipe:
     if images.augment not in ("none", "basic") and net.in_channels not in (1, 3):
         raise UserError(f"--augment {images.augment} needs grey or colour images; here use basic or none.")
     check("log-every", run.log_every, run.log_every >= 0, "at least 0 (0: never)")
+    check("keep-checkpoints", run.keep_checkpoints, run.keep_checkpoints >= 1, "at least 1")
+    period(run.checkpoint_every)
     check("seed", run.seed, 0 <= run.seed < 2**63, "at least 0 and below 2^63")
-    if net.weights not in ("default", "starter", "none") and not Path(net.weights).expanduser().exists():
+    named = net.weights in ("default", "starter", "none")
+    if not (named or run.resume or Path(net.weights).expanduser().exists()):  # a checkpoint holds its own
         kinds = "default, none, a .safetensors or .pth file, or a model folder"
         raise UserError(f"--weights {net.weights}: no such file. It may be {kinds}.")
     if net.image_size is not None:

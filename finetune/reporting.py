@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import json
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,35 +10,62 @@ from typing import Any
 from finetune.errors import UserError
 from finetune.recipe import Recipe
 
+WISH = "resume-me"  # in a run's folder: it was stopped on request and wants to be resumed
 
-def new_folder(recipe: Recipe) -> Path:
-    """The path of the run's folder, which must be new or empty; nothing is made yet."""
+
+def folder(recipe: Recipe) -> Path:
+    """The path of the run's folder; nothing is made yet. It must be new or empty, or with `--resume` a run's."""
+    if recipe.run.resume and not recipe.run.output:
+        raise UserError("--resume needs --output: the folder of the run to go on with.")
     output = (
         recipe.run.output.expanduser()
         if recipe.run.output
         else Path("runs") / f"{recipe.recipe}-{datetime.now():%Y%m%d-%H%M%S}"
     )
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"--output {output} exists already. Name a new folder, or remove it.")
+    filled = output.exists() and (not output.is_dir() or any(output.iterdir()))
+    if recipe.run.resume:
+        if not (output / "config.json").exists():
+            raise UserError(f"--resume: {output} is no run's folder. Name one with --output, or leave --resume out.")
+    elif filled:
+        raise UserError(f"--output {output} exists already. Name a new folder, or go on with it: --resume.")
     return output
 
 
-def begin(recipe: Recipe, output: Path, classes: list[str], accelerator: Any, console: Any) -> Any:
-    """Make the folder, write config.json, start the tracker and say where everything goes."""
-    from finetune import tracking
+def begin(recipe: Recipe, output: Path, settings: dict[str, Any], found: Any, accelerator: Any, console: Any) -> Any:
+    """Make or clean up the folder, write config.json, start the tracker and say where everything goes."""
+    from finetune import resume, tracking
 
-    found = {"num_processes": accelerator.num_processes, "device": accelerator.device.type}
-    settings = tracking.config(recipe, classes=classes, **found)
     accelerator.wait_for_everyone()  # all have seen that the folder is new
     if accelerator.is_main_process:
         try:
-            (output / "plots").mkdir(parents=True)
+            (output / "plots").mkdir(parents=True, exist_ok=True)
+            tracking.write_json(output / "config.json", settings)
+            # Lines behind the checkpoint will be written again.
+            lines = [json.dumps(line) + "\n" for line in (found.progress.history if found else [])]
+            if recipe.run.resume:
+                tracking.write_text(output / "metrics.jsonl", "".join(lines))
+            for leftover in (WISH, "summary.json"):
+                (output / leftover).unlink(missing_ok=True)
         except OSError as error:
-            raise UserError(f"--output {output} cannot be made: {error.strerror}.") from error
-        tracking.write_json(output / "config.json", settings)
-    tracker = tracking.Tracker(accelerator, recipe, settings, output)
+            raise UserError(f"--output {output} cannot be written: {error.strerror}.") from error
+    tracker = tracking.Tracker(accelerator, recipe, settings, output, found.progress.tracker if found else "")
+    if recipe.run.resume:
+        console.print(f"\n{resume.told(output, found, settings)}", soft_wrap=True)
     console.print(f"\n{tracker.state}\nThe run's folder is {output}\n", soft_wrap=True)
     return tracker
+
+
+def stopped(output: Path, checkpoint: Path, why: str, accelerator: Any, tracker: Any, console: Any) -> None:
+    """Say that the run ends here, on request, and how to go on; leave word of it for scripts."""
+    if accelerator.is_main_process:
+        (output / WISH).write_text(f"Stopped by {why or 'another process'} after {checkpoint}.\n")
+    tracker.finish()
+    console.print(
+        f"\nStopped{f' by {why}' if why else ''}. Everything is in {checkpoint}.\n"
+        f"Go on with the same command and --resume --output {output}",
+        soft_wrap=True,
+    )
+    accelerator.wait_for_everyone()  # a launcher ends all when the first one ends
 
 
 def preview(output: Path, loaders: dict[str, Any], classes: list[str], console: Any) -> int:
@@ -59,13 +86,10 @@ def end(
     classes: list[str],
     tracker: Any,
     console: Any,
-    began: float,
-    stopped: bool,
 ) -> None:
     """Write summary.json, draw the pictures and say what came out; `scores` are the best epoch's. Main process only."""
     from finetune import analysis, card, plots, runs, terminal, tracking
 
-    result["total_seconds"] = time.perf_counter() - began
     tracking.write_json(output / "summary.json", result)
     tracker.summarize(result)
     analysis.save(output / "validation.safetensors", scores, result["best_epoch"])
@@ -76,4 +100,4 @@ def end(
     except Exception as error:  # a picture is not worth a result
         console.print(f"The pictures could not all be drawn ({type(error).__name__}: {error}).", soft_wrap=True)
     tracker.log_end(result, output, scores, loaders["val"].dataset, classes)
-    console.print(terminal.ending(result, output, stopped), soft_wrap=True)
+    console.print(terminal.ending(result, output), soft_wrap=True)

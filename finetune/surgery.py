@@ -29,24 +29,27 @@ NO_WEIGHTS = (SafetensorError, pickle.UnpicklingError, OSError, RuntimeError, EO
 STARTER_FOLDER = Path(__file__).parent / "starter" / "backbone"
 
 
-def build(net: Net, classes: int, empty: bool = False) -> tuple[nn.Module, Preprocess, list[list[str]]]:
+def build(
+    net: Net, classes: int, empty: bool = False, restored: Preprocess | None = None
+) -> tuple[nn.Module, Preprocess, list[list[str]]]:
     """A torchvision model with a new head, its evaluation transform, and the paths at each of its depths.
 
     Everything but the heads has the weights' values under torchvision's own key names; with `--weights none` it is
     torchvision's random initialisation, drawn from torch's global generator, or, if `empty`, has shapes but no values:
-    enough for a plan, and no time. The transform is the one that belongs to the weights.
+    enough for a plan, and no time. The transform is the one that belongs to the weights. With `restored`, a transform
+    that this function once gave, the weights are not read: a checkpoint will replace them all.
 
     Raises `UserError` for weights that cannot be had, are no weights, or do not fit, and for a head or an input that
     the architecture does not take.
     """
     family = find(net.model)
-    transform, state = preprocess(net.model), None
-    if net.weights != "none":
+    transform, state = restored or preprocess(net.model), None
+    if net.weights != "none" and not restored:
         state, own_transform = _read(net.model, net.weights)
         transform = own_transform or transform
-    if net.image_size is not None:
+    if net.image_size is not None and not restored:
         transform = transform.at_size(net.image_size)
-    model = _plain(net.model, family, transform.crop, state is not None, empty or state is not None)
+    model = _plain(net.model, family, transform.crop, net.weights != "none", empty or state is not None)
     if state is not None:
         _load(model, family, state, f"--weights {net.weights}", net.model)
     if net.in_channels != 3:
@@ -54,7 +57,7 @@ def build(net: Net, classes: int, empty: bool = False) -> tuple[nn.Module, Prepr
     head = replace_head(
         model, family, classes, net.head, net.hidden, net.dropout, net.head_batchnorm, net.pool_size, transform.crop
     )
-    return model, transform, stages(model, family, head)
+    return model, restored or transform, stages(model, family, head)
 
 
 def skeleton(net: Net, classes: int, preprocess: Preprocess) -> nn.Module:

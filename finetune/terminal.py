@@ -1,15 +1,11 @@
-"""What a person sees: one console, one progress bar, and Ctrl-C."""
+"""What a person sees: one console, one progress bar, and what is said at the end."""
 
 from __future__ import annotations
 
-import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader
@@ -29,25 +25,6 @@ def progress(batches: DataLoader, title: str, console: Console) -> Iterator[Any]
         yield from bar.track(batches, total=len(batches), description=title)
 
 
-class StopRequest:
-    """Ctrl-C as a question that the loop answers between two updates; the second one ends the process at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        signal.signal(signal.SIGINT, self._ask)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        print("\nStopping after this update. Ctrl-C again stops at once.", file=sys.stderr)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def agreed(self, accelerator: Accelerator) -> bool:
-        """Whether any process was asked to stop; the same answer on all of them."""
-        if self.asked:
-            accelerator.set_trigger()
-        return accelerator.check_trigger()
-
-
 def epoch_line(line: dict[str, Any], epochs: int, improved: bool) -> str:
     """One epoch in one line, from its line of metrics.jsonl."""
     return (
@@ -58,14 +35,11 @@ def epoch_line(line: dict[str, Any], epochs: int, improved: bool) -> str:
     )
 
 
-def ending(result: dict[str, Any], output: Path, stopped: bool) -> str:
+def ending(result: dict[str, Any], output: Path) -> str:
     """The last words of a run, from its summary."""
     run = result["epochs_run"]
-    kept = f"{run} before it are" if run > 1 else "one before it is"
     why = ""
-    if stopped:
-        why = f"Stopped in epoch {run + 1}; the {kept} kept.\n"
-    elif result["stopped_early"]:
+    if result["stopped_early"]:
         why = f"Stopped early, after {run} epochs: no better for --patience epochs.\n"
     tested = (
         f"Test accuracy of that model: {result['test_accuracy']:.4f}."

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import threading
 import time
+import uuid
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,18 +20,20 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from finetune.archs import depth_name
+from finetune.checkpoint import Progress
 from finetune.evaluate import Scores
+from finetune.imagesets import ImageSet
 from finetune.recipe import Recipe
 
 PACKAGES = ("torch", "torchvision", "accelerate", "wandb", "safetensors", "pillow", "numpy")
 
 
-def config(recipe: Recipe, **found: Any) -> dict[str, Any]:
-    """Every resolved setting, and what else it takes to run the same again: versions, commit, what was `found` out."""
+def config(recipe: Recipe, imageset: ImageSet, accelerator: Accelerator) -> dict[str, Any]:
+    """Every resolved setting, and what else it takes to run the same again: classes, processes, versions, commit."""
     flat = {"recipe": recipe.recipe}
     for section in (recipe.net, recipe.images, recipe.training, recipe.depths, recipe.run):
         flat |= asdict(section)
-    for question in ("plan", "json", "preview", "lr_find"):
+    for question in ("plan", "json", "preview", "lr_find", "resume"):
         del flat[question]
     flat = {name: str(value) if isinstance(value, Path) else value for name, value in flat.items()}
     versions = {"python": platform.python_version()}
@@ -39,7 +42,16 @@ def config(recipe: Recipe, **found: Any) -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = None
-    return {**flat, **found, "versions": versions, "git_commit": _commit()}
+    return {
+        **json.loads(json.dumps(flat)),  # as it will be read again: tuples are lists
+        "classes": imageset.classes,
+        "images": imageset.fingerprint(),
+        "num_processes": accelerator.num_processes,
+        "device": accelerator.device.type,
+        "mixed_precision": accelerator.mixed_precision,
+        "versions": versions,
+        "git_commit": _commit(),
+    }
 
 
 def _commit() -> str | None:
@@ -53,8 +65,13 @@ def _commit() -> str | None:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write a file that is whole or not there."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is whole or not there."""
     beside = path.with_name(path.name + ".new")
-    beside.write_text(json.dumps(value, indent=2) + "\n")
+    beside.write_text(text)
     beside.replace(path)
 
 
@@ -66,13 +83,13 @@ def append_json(path: Path, value: dict[str, Any]) -> None:
 
 def epoch_record(
     epoch: int,
-    updates_per_epoch: int,
+    done: int,
     optimizer: Any,
     stages: list[list[str]],
     train: list[float],
     scores: Scores,
     images_per_second: float,
-    began: float,
+    seconds: float,
 ) -> dict[str, Any]:
     """A line of metrics.jsonl, in which epochs count from 1; `train` is loss and accuracy.
 
@@ -84,7 +101,7 @@ def epoch_record(
     }
     return {
         "epoch": epoch + 1,
-        "step": (epoch + 1) * updates_per_epoch,
+        "step": done,
         "lr": rates,
         "train_loss": train[0],
         "train_accuracy": train[1],
@@ -92,7 +109,7 @@ def epoch_record(
         "val_accuracy": scores.accuracy,
         "val_top5": scores.top5,
         "images_per_second": images_per_second,
-        "seconds": time.perf_counter() - began,
+        "seconds": seconds,
     }
 
 
@@ -106,28 +123,39 @@ def better(line: dict[str, Any], best: dict[str, Any] | None, best_by: str) -> b
 
 
 def summary(
-    best: dict[str, Any], history: list[dict[str, Any]], epochs: int, loaders: dict[str, Any], accelerator: Accelerator
+    progress: Progress, epochs: int, scores: dict[str, Scores], loaders: dict[str, Any], accelerator: Accelerator
 ) -> dict[str, Any]:
-    """What summary.json says of a run, but for its time and test accuracy."""
+    """summary.json; `scores` are the best weights', by split."""
+    best, history = progress.best, progress.history
+    tested = {"test_accuracy": scores["test"].accuracy} if "test" in scores else {}
     return {
         "best_epoch": best["epoch"],
         "best_val_accuracy": best["val_accuracy"],
         "best_val_loss": best["val_loss"],
+        "total_seconds": progress.seconds,
         "stopped_early": len(history) < epochs,
         "epochs_run": len(history),
         **{f"{name}_images": len(loader.dataset) for name, loader in loaders.items()},
         "num_processes": accelerator.num_processes,
         "precision": accelerator.mixed_precision,
         "device": accelerator.device.type,
+        **tested,
     }
 
 
 class Tracker:
     """Accelerate's tracker, held so that nothing it does can stop or delay a run. It logs on the main process."""
 
-    def __init__(self, accelerator: Accelerator, recipe: Recipe, settings: dict[str, Any], output: Path) -> None:
+    def __init__(
+        self, accelerator: Accelerator, recipe: Recipe, settings: dict[str, Any], output: Path, identity: str
+    ) -> None:
         self.accelerator, self.state, self.run = accelerator, "No tracker", recipe.run
         self.batch_size, self.mark, self.own_data_dir = recipe.training.batch_size, (0, 0.0), False
+        self.resumed, self.identity = bool(identity), identity or uuid.uuid4().hex[:8]
+        # The last step that the tracker was given, written before it is: a run that was killed, and repeats some of
+        # its updates, gives no step twice. An update counts as half a step before the epoch that may end with it.
+        self.ledger = output / ".tracked-step"
+        self.step = float(self.ledger.read_text() or 0) if self.ledger.exists() else 0.0
         self.on = recipe.run.tracker != "none"
         if not self.on:
             return
@@ -166,6 +194,8 @@ class Tracker:
             "group": recipe.recipe,
             "tags": [tag[:64] for tag in (recipe.recipe, recipe.net.model, Path(recipe.images.data).name) if tag],
             "mode": mode,
+            "id": self.identity,
+            "resume": "allow" if self.resumed and mode == "online" else None,
             "settings": wandb.Settings(silent=True, **limits),
         }
         if "WANDB_DATA_DIR" not in os.environ:  # else artifacts and tables' images wait in the home folder to be synced
@@ -185,6 +215,8 @@ class Tracker:
         every = self.run.log_every
         if not (self.on and self.accelerator.is_main_process and every) or update % every:
             return
+        if not self._is_new(update - 0.5):
+            return
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         scaler = self.accelerator.scaler
         norm = nn.utils.get_total_norm(gradients).item() / (scaler.get_scale() if scaler else 1.0)
@@ -199,7 +231,7 @@ class Tracker:
     def log_epoch(self, line: dict[str, Any]) -> None:
         """Log a line of metrics.jsonl at its update, the rates one by one."""
         self.mark = (0, 0.0)  # what comes between two epochs is no training
-        if self.on:
+        if self.on and self._is_new(line["step"]):
             rates = {f"lr/{name}": rate for name, rate in line["lr"].items()}
             values = {key: value for key, value in line.items() if key not in ("lr", "step")}
             self._guard(self.accelerator.log, values | rates, line["step"])
@@ -208,6 +240,15 @@ class Tracker:
         """Put the figures of summary.json where the tracker keeps a run's final ones."""
         if self.on and self.accelerator.trackers[0].name == "wandb":
             self._guard(self.accelerator.trackers[0].tracker.summary.update, result)
+
+    def _is_new(self, step: float) -> bool:
+        """Whether the tracker has not been given this step yet; from now on it has."""
+        if step <= self.step:
+            return False
+        self.step = step
+        if self.accelerator.is_main_process:
+            self.ledger.write_text(str(step))
+        return True
 
     def log_end(self, result: dict[str, Any], output: Path, scores: Scores, samples: Any, classes: list[str]) -> None:
         """Log the pictures, the worst mistakes and, with `--log-model`, the model; `scores` are on `samples`."""

@@ -1,8 +1,13 @@
-"""Small image folders, and the training script called in this process."""
+"""Small image folders, and the training script in this process or in forked ones."""
 
 import json
+import multiprocessing
 import os
 import signal
+import socket
+import sys
+import time
+import traceback
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tiny nets gain nothing from threads and lose from waiting
@@ -17,6 +22,7 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
 ROOT = Path(__file__).parent.parent
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 CLASSES = ("blue", "green", "red")
 
 
@@ -47,6 +53,85 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class Started:
+    """train.py in processes of its own, forked from this one, where torch is imported already."""
+
+    def __init__(self, output: Path, data: Path, flags: list[str], processes: int) -> None:
+        self.output, self.log = output, output.with_name(f"{output.name}.log")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        words = with_defaults([*flags, "--data", str(data), "--output", str(output)])
+        fork = multiprocessing.get_context("fork")
+        self.ranks = [fork.Process(target=self._run, args=(words, rank, processes, port)) for rank in range(processes)]
+        for rank in self.ranks:
+            rank.start()
+
+    def _run(self, words: list[str], rank: int, processes: int, port: int) -> None:
+        import train as script
+        from finetune import data
+        from finetune.errors import exit_code
+
+        log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+        if processes > 1:
+            os.environ |= {
+                **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)},
+                **{"LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+            }
+        reset_accelerate()
+        code = 1
+        try:
+            code = exit_code(script.main, words)
+        except BaseException:
+            traceback.print_exc()
+        data._end_workers()  # what atexit does in a process that is not forked
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        os._exit(code)
+
+    def signal(self, number: int, rank: int | None = None) -> None:
+        """Send a signal to one process, or to all."""
+        for process in self.ranks if rank is None else [self.ranks[rank]]:
+            if process.is_alive():
+                os.kill(process.pid, number)
+
+    def wait(self, seconds: float = 120) -> list[int]:
+        """The exit codes, negative for a signal; fails if a process outlives the time."""
+        deadline = time.monotonic() + seconds
+        for process in self.ranks:
+            process.join(max(0.0, deadline - time.monotonic()))
+        hanging = [process for process in self.ranks if process.is_alive()]
+        for process in hanging:
+            process.kill()
+        assert not hanging, f"{len(hanging)} processes still ran after {seconds} s:\n{self.said}"
+        return [process.exitcode for process in self.ranks]
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+
+def with_defaults(flags: list[str]) -> list[str]:
+    """Flags for a run of a second or two, where they are not given."""
+    tiny = {"--model": "shufflenet_v2_x0_5", "--image-size": "32", "--weights": "none", "--epochs": "2"}
+    default = {**tiny, "--tracker": "none", "--precision": "no"}
+    return [word for flag, value in default.items() if flag not in flags for word in (flag, value)] + flags
+
+
+@pytest.fixture
+def start(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Start train.py in processes of its own: `start("name", "--lr", "1e-2", processes=2)`. They draw no pictures."""
+    monkeypatch.setattr("finetune.plots.draw_all", lambda *_: None)  # forked, they inherit it
+
+    def run(name: str, *flags: str, processes: int = 1, data: Path = image_folder) -> Started:
+        return Started(tmp_path / name, data, list(flags), processes)
+
+    return run
+
+
 @pytest.fixture
 def train(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Run train.py in this process on the small folder: `train("--lr", "1e-2")` gives the exit code and the folder."""
@@ -54,27 +139,23 @@ def train(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from finetune.errors import exit_code
 
     monkeypatch.chdir(tmp_path)
-    threads, before = torch.get_num_threads(), signal.getsignal(signal.SIGINT)
+    threads, before = torch.get_num_threads(), {number: signal.getsignal(number) for number in SIGNALS}
     runs = []
 
     def run(*flags: str, data: Path | str = image_folder, pictures: bool = False) -> tuple[int, Path]:
         output = tmp_path / f"run{len(runs)}"
         runs.append(output)
         reset_accelerate()
+        words = [] if "--data" in flags else ["--data", str(data)]
+        words += [] if "--output" in flags else ["--output", str(output)]
         with monkeypatch.context() as patched:
             if not pictures:  # a second each, which few tests look at
                 patched.setattr("finetune.plots.draw_all", lambda *_: None)
-            return exit_code(script.main, whole(output, data, flags)), output
-
-    def whole(output: Path, data: Path | str, flags: tuple[str, ...]) -> list[str]:
-        common = ["--data", str(data), "--output", str(output), "--tracker", "none", "--precision", "no"]
-        tiny = ["--model", "shufflenet_v2_x0_5", "--image-size", "32", "--weights", "none", "--epochs", "2"]
-        given = {flag for flag in flags if flag.startswith("--")}
-        pairs = zip([*common, *tiny][::2], [*common, *tiny][1::2], strict=True)
-        return [x for pair in pairs if pair[0] not in given for x in pair] + list(flags)
+            return exit_code(script.main, with_defaults([*words, *flags])), output
 
     yield run
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
     torch.set_num_threads(threads)
 
 

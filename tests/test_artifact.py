@@ -22,7 +22,7 @@ def write(folder, **settings):
     model, preprocess, _ = surgery.build(net, 3)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
-    artifact.save(folder, model, net, ["a", "b", "c"], preprocess, LINE)
+    artifact.save(folder, model.state_dict(), net, ["a", "b", "c"], preprocess, LINE)
     return model.eval(), preprocess
 
 

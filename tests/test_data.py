@@ -54,7 +54,7 @@ def test_workers_and_batch_size_change_no_sample(split):
     for workers, batch_size in ((0, 4), (2, 4), (0, 9)):
         loader = loaders(split, workers, batch_size)["train"]
         for epoch in (0, 1):
-            loader.batch_sampler.epoch = epoch
+            loader.batch_sampler.start_at(epoch)
             batches = list(loader)
             images = torch.cat([batch.images for batch in batches])
             indices = torch.cat([batch.indices for batch in batches])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from finetune import hardware
+from finetune import hardware, launcher
 from finetune.errors import UserError
 
 
@@ -14,7 +14,7 @@ def cpu(monkeypatch):
     def set_up(native: bool, environment: str | None = None, command: tuple[str, ...] = ()) -> None:
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: native)
-        monkeypatch.setattr(hardware.psutil, "Process", lambda pid: type("P", (), {"cmdline": lambda self: command})())
+        monkeypatch.setattr(launcher.psutil, "Process", lambda pid: type("P", (), {"cmdline": lambda self: command})())
         if environment is None:
             monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
         else:

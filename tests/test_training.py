@@ -76,7 +76,7 @@ def test_balanced_batches_draw_each_class_equally_often():
 
 
 def epoch_of(batches, epoch):
-    batches.epoch = epoch
+    batches.start_at(epoch)
     return [draw for batch in batches for draw in batch]
 
 

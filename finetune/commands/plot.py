@@ -39,7 +39,8 @@ def main(arguments: list[str]) -> int:
     if not any(line["epoch"] == best for line in run.history):
         raise UserError(f"{run.folder}: metrics.jsonl has no epoch {best}, the best one by summary.json.")
     kept = run.folder / "validation.safetensors"
-    scores = analysis.load(kept)[0] if kept.is_file() else None
+    scores, of_epoch = analysis.load(kept) if kept.is_file() else (None, 0)
+    scores = scores if of_epoch == best else None
     if scores is not None and int(scores.guesses.max()) >= len(ready.classes):
         raise UserError(
             f"{kept} is another model's: it knows more classes. Remove it, and the images are scored again."

@@ -1,0 +1,27 @@
+# Sourced by the slurm_*.sh beside it: one process per task, signals passed on, a requeue where the run wants to go on.
+# $output is the run's folder; the arguments are train.py's.
+
+export MASTER_ADDR MASTER_PORT
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+
+go_on=()
+[ -e "$output/config.json" ] && go_on=(--resume) # a second start: after a requeue, or the same command again
+
+# No launcher in between: each task is a rank, hears the signals itself, and its exit code is train.py's.
+# --wait: ranks that outlive a dead one by a minute are ended. They end within moments of each other when all is well.
+srun --wait=60 --kill-on-bad-exit=0 bash -c '
+    export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE
+    exec python train.py "$@"' bash "$@" --output "$output" "${go_on[@]}" &
+step=$!
+
+asked=
+trap 'asked=1; kill -USR1 $step' USR1 # the time limit is near: srun passes it on
+trap 'asked=1' TERM                   # preempted: Slurm tells the tasks itself
+while wait $step; code=$?; [ $code -gt 128 ] && kill -0 $step 2>/dev/null; do :; done
+
+# The run left word that it was stopped after a checkpoint; or the signal came before it could.
+if [ -e "$output/resume-me" ] || { [ -n "$asked" ] && [ $code -ne 0 ]; }; then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $code

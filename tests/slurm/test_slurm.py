@@ -1,0 +1,214 @@
+"""The scripts of launch/ on a real Slurm cluster of two nodes, which this file brings up on one Debian machine.
+
+python -m pytest -m slurm -n 0        # as root; installs Slurm's packages where they are missing
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, metrics, write_images
+from safetensors.torch import load_file
+
+HERE = Path(__file__).parent
+pytestmark = pytest.mark.slurm
+# 30 epochs of half a second: long enough to be interrupted, by Slurm's clock of whole minutes too.
+TRAINING = "--recipe finetune --model mobilenet_v3_small --image-size 32 --weights none --batch-size 8 --precision no"
+UNDER_WAY = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "NODE_FAIL")
+MULTI, ARRAY = "launch/slurm_multi_node.sh", "launch/slurm_array.sh"
+
+
+class Cluster:
+    """Commands on the cluster; `submit` gives the job's number, `wait` its last state."""
+
+    def __init__(self, place: Path, home: Path) -> None:
+        self.place, self.home = place, home
+        self.environment = {
+            **{key: value for key, value in os.environ.items() if not key.startswith("SLURM_")},
+            **{"SLURMTEST_DIR": str(place), "SLURM_CONF": str(place / "slurm.conf"), "GRACE": "60"},
+            **{"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"},
+            **{"WANDB_MODE": "offline", "WANDB_SILENT": "true"},
+        }
+
+    def run(self, *command: str, **more: str) -> str:
+        environment = self.environment | more
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}: {done.stdout} {done.stderr}"
+        return done.stdout
+
+    def submit(self, script: str, *flags: str, options: tuple[str, ...] = (), **more: str) -> str:
+        log = f"--output={self.home}/%A-%a.out" if "array" in script else f"--output={self.home}/%j.out"
+        said = self.run("sbatch", "--parsable", "--cpus-per-task=1", log, *options, script, *flags, **more)
+        return said.strip()
+
+    def state(self, job: str) -> str:
+        return re.search(r"JobState=(\w+)", self.run("scontrol", "show", "job", job)).group(1)
+
+    def restarts(self, job: str) -> int:
+        return int(re.search(r"Restarts=(\d+)", self.run("scontrol", "show", "job", job)).group(1))
+
+    def wait(self, job: str, seconds: float = 300) -> str:
+        deadline = time.monotonic() + seconds
+        while (state := self.state(job)) in (
+            "PENDING",
+            "RUNNING",
+            "COMPLETING",
+            "CONFIGURING",
+            "REQUEUED",
+            "NODE_FAIL",
+        ):
+            assert time.monotonic() < deadline, f"{state}\n{self.said(job)}"
+            time.sleep(1)
+        return state
+
+    def said(self, job: str) -> str:
+        path = self.home / f"{job}.out"
+        return path.read_text() if path.exists() else ""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    if sys.platform != "linux" or os.geteuid() or not shutil.which("apt-get"):
+        pytest.skip("a cluster can be brought up by root on Debian")
+    place, home = Path(f"/tmp/slurm{os.getpid()}"), tmp_path_factory.mktemp("jobs")  # sockets want short paths
+    up = Cluster(place, home)
+    up.run("bash", str(HERE / "cluster-up.sh"))
+    yield up
+    up.run("bash", str(HERE / "cluster-down.sh"), "--purge")
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory) -> tuple[str, ...]:
+    folder = tmp_path_factory.mktemp("images")
+    write_images(folder / "train", 7)
+    write_images(folder / "val", 3, seed=1)
+    return (*TRAINING.split(), "--data", str(folder), "--epochs", "30")
+
+
+@pytest.fixture(scope="module")
+def whole(cluster, training) -> Path:
+    """The run of two nodes that nothing interrupted."""
+    output = cluster.home / "whole"
+    job = cluster.submit(MULTI, *training, OUTPUT=str(output))
+    assert cluster.wait(job) == "COMPLETED", cluster.said(job)
+    assert cluster.restarts(job) == 0
+    return output
+
+
+def wait_for_epoch(output: Path, epoch: int) -> None:
+    deadline = time.monotonic() + 120
+    while not (output / "metrics.jsonl").exists() or len(metrics(output)) < epoch:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def assert_same(whole: Path, output: Path) -> None:
+    assert metrics(whole) == metrics(output)
+    first, second = ((folder / "model" / "model.safetensors").read_bytes() for folder in (whole, output))
+    assert first == second
+
+
+def logged_steps(output: Path) -> tuple[set[str], list[int]]:
+    """The ids of a run's W&B folders, and the steps of their histories in the order of time."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    names, steps = set(), []
+    for folder in sorted(output.glob("wandb/offline-run-*")):
+        names.add(folder.name.rpartition("-")[2])
+        for content in records(next(folder.glob("*.wandb")).read_bytes()):
+            record = Record.FromString(content)
+            if record.WhichOneof("record_type") == "history":
+                items = {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
+                steps.append(int(items["_step"]))
+    return names, steps
+
+
+def records(data: bytes) -> list[bytes]:
+    """The records of a LevelDB-style log with a header of 7 bytes: blocks of 32 KiB, records perhaps in pieces."""
+    found, held, place = [], b"", 7
+    while place + 7 <= len(data):
+        if (left := 32768 - place % 32768) < 7:
+            place += left
+            continue
+        size, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
+        held += data[place + 7 : place + 7 + size]
+        place += 7 + size
+        if kind in (1, 4):  # whole, or the last piece
+            found.append(held)
+            held = b""
+    return found
+
+
+def test_two_nodes_train_one_run_to_the_end(whole):
+    summary = json.loads((whole / "summary.json").read_text())
+    assert (summary["num_processes"], summary["epochs_run"]) == (2, 30)
+    assert load_file(whole / "model" / "model.safetensors")
+    names, steps = logged_steps(whole)
+    assert len(names) == 1
+    assert len(steps) == 30
+
+
+def test_a_time_limit_costs_nothing(cluster, training, whole):
+    output = cluster.home / "limit"
+    options = ("--time=1", "--signal=B:USR1@35")
+    job = cluster.submit(MULTI, *training, options=options, OUTPUT=str(output))
+    assert cluster.wait(job, 600) == "COMPLETED", cluster.said(job)
+    assert cluster.restarts(job) >= 1
+    assert "Stopped by SIGUSR1" in cluster.said(job)
+    assert_same(whole, output)
+    names, steps = logged_steps(output)
+    assert len(names) == 1, "one W&B run"
+    assert steps == sorted(set(steps)), "no step appears twice, none goes back"
+    assert len(steps) == 30
+
+
+def test_preemption_costs_nothing(cluster, training, whole):
+    output = cluster.home / "preempted"
+    job = cluster.submit(MULTI, *training, OUTPUT=str(output))
+    wait_for_epoch(output, 5)
+    other = cluster.run("sbatch", "--parsable", "-p", "high", "-N2", "--exclusive", "-o/dev/null", "--wrap=sleep 5")
+    assert cluster.wait(other.strip()) == "COMPLETED"
+    assert cluster.wait(job) == "COMPLETED", cluster.said(job)
+    assert cluster.restarts(job) == 1
+    assert "Stopped by SIGTERM" in cluster.said(job)
+    assert_same(whole, output)
+
+
+def test_a_node_that_dies_costs_nothing_but_its_last_epoch(cluster, training, whole):
+    output = cluster.home / "crashed"
+    job = cluster.submit(MULTI, *training, OUTPUT=str(output))
+    wait_for_epoch(output, 5)
+    cluster.run("bash", str(HERE / "cluster-node.sh"), "crash", "n2")
+    time.sleep(5)
+    cluster.run("bash", str(HERE / "cluster-node.sh"), "start", "n2")
+    state = cluster.wait(job)
+    if state != "COMPLETED":  # the rank that lived ended the job before Slurm missed the node: submit it again
+        job = cluster.submit(MULTI, *training, OUTPUT=str(output))
+        state = cluster.wait(job)
+    assert state == "COMPLETED", cluster.said(job)
+    assert "Going on from" in cluster.said(job)
+    assert_same(whole, output)
+
+
+def test_an_array_trains_a_run_per_seed(cluster, training):
+    output = cluster.home / "seeds"
+    few = (*training[:-1], "2")
+    job = cluster.submit(ARRAY, *few, options=("--array=0-2",), OUTPUT=str(output))
+    for seed in range(3):
+        assert cluster.wait(f"{job}_{seed}") == "COMPLETED", (cluster.home / f"{job}-{seed}.out").read_text()
+    configs = [json.loads((output / f"seed-{seed}" / "config.json").read_text()) for seed in range(3)]
+    assert [config["seed"] for config in configs] == [0, 1, 2]
+
+
+def test_two_tasks_that_would_train_for_themselves_are_refused(cluster, training, tmp_path):
+    command = ["srun", "-N2", "-n2", sys.executable, "train.py", *training, "--output", str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, env=cluster.environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "2 processes were launched but do not form one run" in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,207 @@
+"""A run that was killed or stopped goes on as if nothing had happened; what would make it another run is refused."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+import torch
+from conftest import Started, metrics
+from safetensors.torch import load_file
+
+# Everything that has a state: phases, momentum, dropout, BatchNorm, an average, accumulation, workers, augmentation.
+STATEFUL = (
+    *("--recipe", "gradual_unfreeze", "--unfreeze-every", "1", "--model", "mobilenet_v3_small", "--ema", "0.8"),
+    *("--batch-size", "8", "--accumulate", "2", "--epochs", "3", "--workers", "1", "--checkpoint-every", "1"),
+)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """They take longer than these runs."""
+    monkeypatch.setattr("finetune.plots.draw_all", lambda *_: None)
+
+
+def wait_for(pattern: str, run: Started, seconds: float = 60) -> None:
+    """Until a file of that pattern is in the run's folder."""
+    deadline = time.monotonic() + seconds
+    while not list(run.output.glob(pattern)):
+        assert any(process.is_alive() for process in run.ranks), run.said
+        assert time.monotonic() < deadline, run.said
+        time.sleep(0.01)
+
+
+def assert_same(one, other) -> None:
+    """Two runs' folders hold the same, byte for byte, but for times."""
+    assert metrics(one) == metrics(other)
+    for name in ("model/model.safetensors", "model/model.json"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    first, second = ({p.name: p for p in folder.glob("checkpoints/*")} for folder in (one, other))
+    newest = max(first)
+    assert newest == max(second)
+    tensors = sorted(p.name for p in first[newest].glob("*.safetensors"))
+    assert {"average.safetensors", "model.safetensors", "optimizer.safetensors"} <= set(tensors)
+    for name in tensors:
+        assert (first[newest] / name).read_bytes() == (second[newest] / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_killed_in_mid_epoch_ends_as_if_it_had_not_been(start, processes):
+    whole = start("whole", *STATEFUL, processes=processes)
+    assert set(whole.wait()) == {0}, whole.said
+    killed = start("killed", *STATEFUL, processes=processes)
+    wait_for("checkpoints/0001-0000000[45]", killed)
+    killed.signal(signal.SIGKILL)
+    assert set(killed.wait()) == {-signal.SIGKILL}
+    resumed = start("killed", *STATEFUL, "--resume", processes=processes)
+    assert set(resumed.wait()) == {0}, resumed.said
+    assert "Going on from" in resumed.said
+    assert_same(whole.output, killed.output)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_to_one_process_stops_all_after_a_checkpoint_with_75(start, number):
+    flags = ("--recipe", "finetune", "--epochs", "5000")
+    run = start("run", *flags, processes=2)
+    wait_for("metrics.jsonl", run)
+    run.signal(number, rank=1)
+    sent = time.monotonic()
+    assert run.wait(30) == [75, 75], run.said
+    assert time.monotonic() - sent < 10
+    assert "--resume --output" in run.said
+    assert "Traceback" not in run.said
+    assert (run.output / "resume-me").exists()
+    assert not (run.output / "summary.json").exists()
+    epochs = len(metrics(run.output))
+    again = start("run", *flags[:2], "--epochs", str(epochs + 2), "--resume", processes=2)
+    assert set(again.wait()) == {0}, again.said
+    assert f"Changed since: --epochs 5000 → {epochs + 2}" in again.said
+    assert [line["epoch"] for line in metrics(run.output)] == list(range(1, epochs + 3))
+    assert not (run.output / "resume-me").exists()
+
+
+def test_a_stop_in_evaluation_goes_on_with_the_evaluation(train, monkeypatch):
+    import train as script
+
+    flags = ("--recipe", "finetune", "--eval-batch-size", "2")
+    code, whole = train(*flags)
+    assert code == 0
+    evaluate, calls = script.__dict__.get("evaluate"), []
+    assert evaluate is None, "imported late"
+    from finetune import evaluate as module
+
+    original = module.evaluate
+
+    def stopped_in_the_second_epoch(*arguments):
+        calls.append(arguments)
+        *others, stop = arguments
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*others, stop)
+
+    monkeypatch.setattr(module, "evaluate", stopped_in_the_second_epoch)
+    code, output = train(*flags)
+    assert code == 75
+    assert len(metrics(output)) == 1
+    newest = max((output / "checkpoints").iterdir()).name
+    assert newest.startswith("0001-"), "the second epoch is trained, but not over"
+    monkeypatch.setattr(module, "evaluate", original)
+    assert train(*flags, "--resume", "--output", str(output))[0] == 0
+    assert metrics(whole) == metrics(output)
+
+
+def test_a_run_on_two_processes_goes_on_on_one(start):
+    flags = ("--recipe", "finetune", "--model", "squeezenet1_1", "--batch-size", "4", "--checkpoint-every", "1")
+    whole = start("whole", *flags)
+    assert set(whole.wait()) == {0}, whole.said
+    run = start("run", *flags, processes=2)
+    wait_for("checkpoints/0001-00000007", run)
+    run.signal(signal.SIGTERM)
+    assert set(run.wait()) == {75}, run.said
+    run = start("run", *flags, "--resume", "--accumulate", "2")
+    assert set(run.wait()) == {0}, run.said
+    assert "--accumulate 1 → 2, --num-processes 2 → 1" in run.said
+    for line, other in zip(metrics(whole.output), metrics(run.output), strict=True):
+        assert line["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
+        assert line["val_loss"] == pytest.approx(other["val_loss"], rel=1e-5)
+
+
+def test_early_stopping_counts_on_across_a_restart(train):
+    flags = ("--recipe", "feature_extractor", "--patience", "1", "--best-by", "loss", "--lr", "1e-12")
+    code, output = train(*flags, "--epochs", "9", "--min-delta", "1")
+    assert code == 0
+    (output / "summary.json").unlink()
+    assert train(*flags, "--epochs", "9", "--min-delta", "1", "--resume", "--output", str(output))[0] == 0
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["stopped_early"]
+    assert summary["epochs_run"] == len(metrics(output)) == 2
+
+
+def test_more_epochs_can_be_asked_for_later(train):
+    code, ended = train("--schedule", "constant", "--epochs", "1")
+    assert code == 0
+    code, _ = train("--schedule", "constant", "--epochs", "3", "--resume", "--output", str(ended))
+    assert code == 0
+    code, whole = train("--schedule", "constant", "--epochs", "3")
+    assert metrics(ended) == metrics(whole)
+    first, second = (load_file(folder / "model" / "model.safetensors") for folder in (ended, whole))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--lr", "0.5"), "--resume cannot change --lr 0.001 → 0.5"),
+        (("--seed", "1", "--batch-size", "3"), "cannot change --batch-size 8 → 3, --seed 0 → 1"),
+        (("--output", "nowhere"), "nowhere is no run's folder"),
+    ],
+)
+def test_what_would_make_it_another_run_is_refused_and_nothing_is_touched(train, capsys, flags, message):
+    code, output = train("--epochs", "1", "--lr", "0.001")
+    assert code == 0
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    place = () if "--output" in flags else ("--output", str(output))
+    rate = () if "--lr" in flags else ("--lr", "0.001")
+    assert train("--epochs", "1", *rate, *flags, *place, "--resume")[0] == 2
+    assert message in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+
+
+def test_other_images_are_refused(train, tmp_path, capsys):
+    from conftest import write_images
+
+    for name, count in (("few", 3), ("more", 4)):
+        write_images(tmp_path / name / "train", count)
+        write_images(tmp_path / name / "val", 2)
+    code, output = train(data=tmp_path / "few")
+    assert code == 0
+    (tmp_path / "few").rename(tmp_path / "moved")
+    resume = ("--resume", "--output", str(output))
+    assert train(*resume, data=tmp_path / "moved")[0] == 0, "the folder may be elsewhere"
+    assert train(*resume, data=tmp_path / "more")[0] == 2
+    assert "does not hold the images that this run was trained on" in capsys.readouterr().err
+
+
+def test_resuming_needs_no_weights_file(train, tmp_path):
+    weights = tmp_path / "weights.safetensors"
+    _, first = train("--epochs", "1")
+    (first / "model" / "model.safetensors").rename(weights)
+    flags = ("--recipe", "feature_extractor", "--weights", str(weights), "--schedule", "constant")
+    code, whole = train(*flags, "--epochs", "2")
+    assert code == 0
+    code, run = train(*flags, "--epochs", "1")
+    weights.unlink()
+    assert train(*flags, "--epochs", "2", "--resume", "--output", str(run))[0] == 0
+    assert metrics(run) == metrics(whole)
+
+
+def test_a_run_without_a_checkpoint_starts_from_the_beginning(train, capsys):
+    _, output = train("--epochs", "1")
+    for path in (output / "checkpoints").iterdir():
+        for file in path.iterdir():
+            file.unlink()
+        path.rmdir()
+    assert train("--epochs", "1", "--resume", "--output", str(output))[0] == 0
+    assert "has no checkpoint yet. From the beginning." in capsys.readouterr().out
+    assert len(metrics(output)) == 1
