@@ -34,6 +34,7 @@ def folder(recipe: Recipe) -> Path:
 def begin(recipe: Recipe, output: Path, settings: dict[str, Any], found: Any, accelerator: Any, console: Any) -> Any:
     """Make or clean up the folder, write config.json, start the tracker and say where everything goes."""
     from finetune import resume, tracking
+    from finetune.tracker import Tracker
 
     accelerator.wait_for_everyone()  # all have seen that the folder is new
     if accelerator.is_main_process:
@@ -48,7 +49,7 @@ def begin(recipe: Recipe, output: Path, settings: dict[str, Any], found: Any, ac
                 (output / leftover).unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"--output {output} cannot be written: {error.strerror}.") from error
-    tracker = tracking.Tracker(accelerator, recipe, settings, output, found.progress.tracker if found else "")
+    tracker = Tracker(accelerator, recipe, settings, output, found.progress.tracker if found else "")
     if recipe.run.resume:
         console.print(f"\n{resume.told(output, found, settings)}", soft_wrap=True)
     console.print(f"\n{tracker.state}\nThe run's folder is {output}\n", soft_wrap=True)

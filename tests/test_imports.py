@@ -9,7 +9,7 @@ from conftest import ROOT
 LAYERS = (
     {"train", "__main__", "commands", "api"},
     {"reporting", "inference", "lr_find"},
-    {"plan", "tracking", "plots", "artifact", "terminal", "resume", "export", "card"},
+    {"plan", "tracking", "tracker", "plots", "artifact", "terminal", "resume", "export", "card"},
     {"charts", "runs", "media"},
     {"analysis"},
     {"evaluate", "checkpoint"},

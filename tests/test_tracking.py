@@ -12,7 +12,7 @@ import wandb_file
 import yaml
 from conftest import ROOT, metrics
 
-from finetune import hardware, recipes, tracking
+from finetune import hardware, recipes, tracker
 from finetune.errors import UserError
 
 
@@ -30,7 +30,7 @@ def no_key(monkeypatch, tmp_path):
 
 def test_without_a_key_it_is_offline_at_once(no_key):
     began = time.perf_counter()
-    assert tracking.wandb_mode() == ("offline", "no API key; `wandb login` makes one known")
+    assert tracker.wandb_mode() == ("offline", "no API key; `wandb login` makes one known")
     assert time.perf_counter() - began < 3
 
 
@@ -39,21 +39,21 @@ def test_with_a_key_and_no_network_it_is_offline_in_under_three_seconds(no_key, 
     monkeypatch.setenv("WANDB_BASE_URL", "http://localhost:9")  # nothing listens there
     wandb.teardown()
     began = time.perf_counter()
-    assert tracking.wandb_mode() == ("offline", "localhost cannot be reached")
+    assert tracker.wandb_mode() == ("offline", "localhost cannot be reached")
     assert time.perf_counter() - began < 3
 
 
 def test_a_name_server_that_never_answers_does_not_hold_up_the_run(monkeypatch):
     monkeypatch.setattr(socket, "create_connection", lambda *_, **__: time.sleep(30))
     began = time.perf_counter()
-    assert not tracking._reachable("example.invalid", 443)
+    assert not tracker._reachable("example.invalid", 443)
     assert time.perf_counter() - began < 3
 
 
 def test_wandb_mode_of_the_environment_is_kept(monkeypatch):
     for value, expected in (("offline", "offline"), ("disabled", "disabled")):
         monkeypatch.setenv("WANDB_MODE", value)
-        assert tracking.wandb_mode()[0] == expected
+        assert tracker.wandb_mode()[0] == expected
 
 
 def test_the_offline_run_holds_config_history_and_summary(train):
