@@ -120,6 +120,13 @@ def test_an_image_gets_the_same_answer_as_in_evaluation_to_the_bit(trained, call
             )
 
 
+def test_a_reader_that_has_read_enough_is_no_error(trained, image_folder):
+    command = f"{sys.executable} -m finetune predict {trained / 'fast'} {image_folder} --batch-size 1 | head -n 1"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr == ""
+
+
 def test_predict_draws_a_grid_once(trained, call, image_folder, tmp_path):
     grid = tmp_path / "grid.png"
     code, _, _ = call("predict", trained / "fast", image_folder / "val", "--grid", grid)
@@ -200,7 +207,7 @@ def test_compare_shows_what_differs_best_first(trained, call, tmp_path):
     code, out, _ = call("compare", trained / "slow", trained / "fast", "--csv", "--picture", tmp_path / "curves.png")
     assert code == 0
     rows = list(csv.DictReader(io.StringIO(out)))
-    assert list(rows[0]) == ["run", "lr", "epochs", "best epoch", "val accuracy", "val loss", "images/s", "seconds"]
+    assert list(rows[0]) == ["run", "lr", "epochs run", "best epoch", "val accuracy", "val loss", "images/s", "seconds"]
     assert sorted(row["lr"] for row in rows) == ["0.0001", "0.003"]
     assert float(rows[0]["val accuracy"]) >= float(rows[1]["val accuracy"])
     assert np.asarray(Image.open(tmp_path / "curves.png").convert("L")).std() > 5

@@ -18,8 +18,8 @@ from finetune.errors import UserError
 if TYPE_CHECKING:
     from finetune.runs import RunFiles
 
-NO_SETTING = {"output", "versions", "classes", "tracker", "project", "data_root", "workers"}
-MEASURES = ("epochs", "best epoch", "val accuracy", "val loss", "test accuracy", "images/s", "seconds")
+NO_SETTING = {"output", "versions", "classes", "tracker", "project", "data_root", "workers", "git_commit"}
+MEASURES = ("epochs run", "best epoch", "val accuracy", "val loss", "test accuracy", "images/s", "seconds")
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def in_words(value: Any) -> str:
         return "-"
     if isinstance(value, list):
         return " ".join(map(str, value))
-    return value[:9] if isinstance(value, str) and len(value) == 40 and value.isalnum() else str(value)
+    return str(value)
 
 
 def unique(found: list[RunFiles]) -> list[str]:
