@@ -58,8 +58,7 @@ class Tracker:
 
         limits = {
             "init_timeout": 15,  # a slow server does not hold up the run's start,
-            # nor one that has gone its end: `wandb sync` sends the rest later. Offline there is nothing to wait for,
-            # and with a limit W&B 0.31 may return before its file is whole.
+            # nor one that has gone its end: `wandb sync` sends the rest later. Offline there is nobody to wait for.
             "finish_timeout": 60 if mode == "online" else 0,
             "x_transaction_log_flush_interval": 1.0,  # a hard kill loses a second of history, not a quarter of a minute
         }

@@ -81,7 +81,7 @@ def test_the_offline_run_holds_all_that_there_is_to_see(train):
     )
     code, output = train(*flags, "--tracker", "wandb", pictures=True)
     assert code == 0
-    found = wandb_file.read(output)
+    found = wandb_file.read_ended(output)
     assert found.ended
     assert (found.run.display_name, found.run.run_group, found.run.project) == ("run0", "gradual_unfreeze", "finetune")
     assert list(found.run.tags) == ["gradual_unfreeze", "shufflenet_v2_x0_5", "images0"]

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,14 @@ class Read:
     system: int = 0
     """Records of system metrics."""
     ended: bool = False
+
+
+def read_ended(output: Path, seconds: float = 20) -> Read:
+    """The run once W&B's own process has written its end, which may be a moment after `finish` has returned."""
+    deadline = time.monotonic() + seconds
+    while not (found := read(output)).ended and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return found
 
 
 def read(output: Path) -> Read:
