@@ -12,7 +12,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict
 
-from finetune import archs, imagesets, recipes, reporting, signals
+from finetune import archs, imagesets, launcher, recipes, reporting
 from finetune.errors import STOPPED, UserError, exit_code
 from finetune.recipe import period
 
@@ -21,9 +21,10 @@ def main(arguments: list[str]) -> int:
     """Train as the command line says; the exit code."""
     # ---- settings: what a user can get wrong is told before torch is imported ----------------------------------------
     began = time.perf_counter()
+    launcher.end_with_parent()
     recipe = recipes.from_command_line(arguments)
     net, images, training, run = recipe.net, recipe.images, recipe.training, recipe.run
-    family, output, requests = archs.find(net.model), reporting.folder(recipe), signals.Requests()
+    family, output = archs.find(net.model), reporting.folder(recipe)
     imageset = imagesets.read(images, net.in_channels, run.seed)
     classes = imageset.classes
 
@@ -43,6 +44,7 @@ def main(arguments: list[str]) -> int:
         plan,
         resume,
         schedule,
+        signals,
         surgery,
         terminal,
         tracking,
@@ -92,7 +94,7 @@ def main(arguments: list[str]) -> int:
     )
     progress = checkpoints.load(found) if found else checkpoint.Progress(tracker=tracker.identity)
     began, history, best_scores = began - progress.seconds, progress.history, None
-    requests.join(accelerator, *period(run.checkpoint_every))
+    requests = signals.Requests(accelerator, *period(run.checkpoint_every))
 
     # ---- loop --------------------------------------------------------------------------------------------------------
     stopped, phase = False, None

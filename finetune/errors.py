@@ -4,6 +4,7 @@ import difflib
 import errno
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 
 # Exit codes. 75: stopped on request after a checkpoint. 130: Ctrl-C with nothing to save, or a second one.
@@ -83,7 +84,12 @@ def _says_it_first(message: str) -> bool:
     if distributed is None or not distributed.is_initialized():
         return os.environ.get("LOCAL_RANK", "0") == "0"  # each machine may have a mistake of its own
     try:
-        store = distributed.distributed_c10d._get_default_store()
-        return store.add(f"finetune/error/{message}", 1) == 1
+        store, key = distributed.distributed_c10d._get_default_store(), f"finetune/error/{message}"
+        order = store.add(key, 1)
+        for _ in range(20 if distributed.get_rank() == 0 else 0):  # the others ask the store, which ends with this one
+            if store.add(key, 0) == distributed.get_world_size():
+                break
+            time.sleep(0.1)
+        return order == 1
     except Exception:  # the process that holds the store is gone
         return True

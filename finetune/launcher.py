@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from finetune.errors import UserError
 
 # The number of processes as the common ways to start them name it.
 WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+PR_SET_PDEATHSIG = 1  # prctl(2)
 CURE = "Launch with `accelerate launch --config_file launch/cpu_2proc.yaml` or launch/multi_gpu.yaml, or with torchrun."
 
 
@@ -25,6 +29,20 @@ def words() -> list[str]:
     names = {Path(word).name for word in said[:4]}
     launchers = ("accelerate", "accelerate.commands.launch", "accelerate-launch", "launch.py", "torchrun")
     return said if names & {*launchers, "torch.distributed.run"} else []
+
+
+def end_with_parent() -> None:
+    """Ask the kernel for a SIGTERM when the launcher that started this process dies: it would leave an orphan.
+
+    Accelerate's launcher of one process forwards no signal, torchrun none that kills it: training would go on unseen
+    and keep the device. On Linux; elsewhere, and without a launcher, this does nothing.
+    """
+    if not (words() and sys.platform.startswith("linux")):
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died in between
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def option(name: str) -> str | None:

@@ -2,61 +2,47 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import signal
 import sys
 import time
 from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING
 
-from finetune import launcher
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-PR_SET_PDEATHSIG = 1  # prctl(2)
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
 class Requests:
     """SIGTERM, SIGUSR1 or Ctrl-C as a question that the loop answers between two updates; a second Ctrl-C ends at once.
 
-    The signals are heard from the start (Ctrl-C from the first update on): a request that comes while the run is being
-    set up is answered after its first update. One process may be asked, or know that a checkpoint is due, and the
-    others not: `share` begins to tell the others, `agreed` says what all of them have heard by then. Between the two
-    the optimizer works, so that the exchange costs next to no time; it goes over the CPU, so that it does not wait for
-    a GPU.
+    To be made when the loop begins: until then a signal ends the process, which has nothing to lose. One process may be
+    asked, or know that a checkpoint is due (every so many updates, or seconds by the main one's clock), and the others
+    not: `share` begins to tell the others, `agreed` says what all of them have heard by then. Between the two the
+    optimizer works, so that the exchange costs next to no time; it goes over the CPU, so that it does not wait for a
+    GPU.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, accelerator: Accelerator, every_updates: int, every_seconds: float) -> None:
+        self.main_process, self.saved = accelerator.is_main_process, time.monotonic()
+        self.every_updates, self.every_seconds = every_updates, every_seconds
         self.asked_by = ""
         """The name of the signal that this process was sent."""
+        self.flags = torch.zeros(2, dtype=torch.int32)  # stop, save
+        self.exchange, self.under_way = None, None
+        if accelerator.num_processes > 1:
+            group = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+            self.exchange = partial(dist.all_reduce, self.flags, group=group, async_op=True)
         for number in SIGNALS:
             signal.signal(number, self._ask)
-        if launcher.words():
-            end_with_parent()
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked_by = signal.Signals(number).name
         if number == signal.SIGINT:
             print("\nStopping after this update. Ctrl-C again stops at once.", file=sys.stderr)
             signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def join(self, accelerator: Accelerator, every_updates: int, every_seconds: float) -> None:
-        """From now on, decide together with the other processes; the clock is the main one's."""
-        import torch
-        import torch.distributed as dist
-
-        signal.signal(signal.SIGINT, self._ask)
-        self.main_process, self.saved = accelerator.is_main_process, time.monotonic()
-        self.every_updates, self.every_seconds = every_updates, every_seconds
-        self.flags = torch.zeros(2, dtype=torch.int32)  # stop, save
-        self.exchange, self.under_way = None, None
-        if accelerator.num_processes > 1:
-            group = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
-            self.exchange = partial(dist.all_reduce, self.flags, group=group, async_op=True)
 
     def share(self) -> None:
         """Begin to tell the other processes what this one was asked."""
@@ -77,17 +63,3 @@ class Requests:
         """`share` and `agreed` in one, where there is nothing to do in between."""
         self.share()
         return self.agreed()[0]
-
-
-def end_with_parent() -> None:
-    """Ask the kernel for a SIGTERM when this process's parent dies: to a launcher's child, which it would orphan.
-
-    Accelerate's launcher of one process and torchrun under SIGUSR1 or SIGKILL die without a word to the training
-    process, which would go on and keep the device. Linux only; elsewhere it does nothing.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it died in between
-        os.kill(os.getpid(), signal.SIGTERM)

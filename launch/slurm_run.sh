@@ -15,13 +15,12 @@ srun --wait=60 --kill-on-bad-exit=0 bash -c '
     exec python train.py "$@"' bash "$@" --output "$output" "${go_on[@]}" &
 step=$!
 
-asked=
-trap 'asked=1; kill -USR1 $step' USR1 # the time limit is near: srun passes it on
-trap 'asked=1' TERM                   # preempted: Slurm tells the tasks itself
+trap 'kill -USR1 $step' USR1 # the time limit is near: srun passes it on
+trap : TERM                  # preempted: Slurm tells the tasks itself
 while wait $step; code=$?; [ $code -gt 128 ] && kill -0 $step 2>/dev/null; do :; done
 
-# The run left word that it was stopped after a checkpoint; or the signal came before it could.
-if [ -e "$output/resume-me" ] || { [ -n "$asked" ] && [ $code -ne 0 ]; }; then
+# The run left word that it was stopped after a checkpoint; or a signal ended it before the first update.
+if [ -e "$output/resume-me" ] || [ $code = 138 ] || [ $code = 143 ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit $code

@@ -55,14 +55,7 @@ class Cluster:
 
     def wait(self, job: str, seconds: float = 300) -> str:
         deadline = time.monotonic() + seconds
-        while (state := self.state(job)) in (
-            "PENDING",
-            "RUNNING",
-            "COMPLETING",
-            "CONFIGURING",
-            "REQUEUED",
-            "NODE_FAIL",
-        ):
+        while (state := self.state(job)) in UNDER_WAY:
             assert time.monotonic() < deadline, f"{state}\n{self.said(job)}"
             time.sleep(1)
         return state
@@ -212,3 +205,27 @@ def test_two_tasks_that_would_train_for_themselves_are_refused(cluster, training
     assert done.returncode == 2
     assert "2 processes were launched but do not form one run" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_job_that_is_cancelled_saves_and_stays_cancelled(cluster, training):
+    output = cluster.home / "cancelled"
+    job = cluster.submit(MULTI, *training, OUTPUT=str(output))
+    wait_for_epoch(output, 3)
+    cluster.run("scancel", job)
+    assert cluster.wait(job) == "CANCELLED"
+    time.sleep(10)
+    assert cluster.state(job) == "CANCELLED", "it does not come back"
+    assert (output / "resume-me").exists()
+
+
+def test_a_job_that_is_preempted_while_it_starts_comes_back(cluster, training):
+    output = cluster.home / "early"
+    job = cluster.submit(MULTI, *training[:-1], "2", OUTPUT=str(output))
+    while cluster.state(job) == "PENDING":
+        time.sleep(0.1)
+    time.sleep(1.5)  # Python is importing
+    other = cluster.run("sbatch", "--parsable", "-p", "high", "-N2", "--exclusive", "-o/dev/null", "--wrap=sleep 5")
+    assert cluster.wait(other.strip()) == "COMPLETED"
+    assert cluster.wait(job) == "COMPLETED", cluster.said(job)
+    assert cluster.restarts(job) == 1
+    assert len(metrics(output)) == 2
