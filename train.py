@@ -39,6 +39,7 @@ def main(arguments: list[str]) -> int:
         groups,
         hardware,
         loss,
+        lr_find,
         noise,
         plan,
         resume,
@@ -75,6 +76,8 @@ def main(arguments: list[str]) -> int:
     tracker = reporting.begin(recipe, output, settings, found, accelerator, console)
     if run.preview:
         return reporting.preview(output, loaders, classes, console)
+    if run.lr_find:
+        return lr_find.run(recipe, output, model, stages, rates, preprocess, loaders, classes, accelerator, console)
 
     # ---- optimizer, and all else that a checkpoint holds -------------------------------------------------------------
     model.to(device, memory_format=torch.channels_last if run.channels_last else torch.contiguous_format)
@@ -119,14 +122,14 @@ def main(arguments: list[str]) -> int:
             sums += (torch.stack([losses.detach(), logits.argmax(1) == labels]) * (shares > 0)).sum(1)
             if not last:
                 continue
+            tracker.log_update(done + 1, losses.detach(), shares, model)
             requests.share()
             if training.clip_norm:
                 accelerator.clip_grad_norm_(model.parameters(), training.clip_norm)
             groups.set_rates(optimizer, training.lr * lr_factor(done, history))
             optimizer.step()
             optimizer.zero_grad()
-            if average:
-                average.update_parameters(model)
+            ema.update(average, model)
             done += 1
             stopped, due = requests.agreed(done)
             if stopped:
@@ -155,7 +158,7 @@ def main(arguments: list[str]) -> int:
             tracking.append_json(output / "metrics.jsonl", line)
             tracker.log_epoch(line)
             if improved:
-                artifact.save(output / "model", checkpoints.best_state(), asdict(net), classes, preprocess, line)
+                artifact.save(output / "model", checkpoints.best_state(), net, classes, preprocess, line)
         console.print(terminal.epoch_line(line, training.epochs, improved))
         progress.move(epoch + 1, done, torch.zeros_like(sums), time.perf_counter(), began)
         checkpoints.save(progress)

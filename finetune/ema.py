@@ -12,3 +12,9 @@ def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
     Polyak & Juditsky 1992, in the form that forgets exponentially.
     """
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
+
+
+def update(average: AveragedModel | None, model: nn.Module) -> None:
+    """Take the weights after an update into the average, if there is one."""
+    if average is not None:
+        average.update_parameters(model)

@@ -53,8 +53,12 @@ def evaluate(
     channels_last: bool,
     accelerator: Accelerator,
     stop: Callable[[], bool] = lambda: False,
+    fill: int = 0,
 ) -> Scores | None:
     """Score a model. All processes take part, and all get the scores of the whole split; None if `stop` said so.
+
+    With `fill`, batches are filled up to so many images: how an image's logits are rounded depends on the number of
+    images that are computed with it, and on nothing else about them.
 
     Results are gathered per image and reduced afterwards, in the split's order, so that neither the number of
     processes nor the evaluation batch enters the figures.
@@ -68,10 +72,10 @@ def evaluate(
     for batch in loader:
         if stop():
             return None
-        x = to_input(batch.images, preprocess, accelerator.device, channels_last)  # (N, C, H, W)
+        x = to_input(filled(batch.images, fill), preprocess, accelerator.device, channels_last)  # (N, C, H, W)
         labels = batch.labels.to(accelerator.device)
         with accelerator.autocast():
-            logits = model(x).float()  # (N, classes)
+            logits = model(x).float()[: len(labels)]  # (N, classes)
         losses = F.cross_entropy(logits, labels, reduction="none")  # (N,)
         probabilities, guesses = logits.softmax(1).topk(min(5, logits.shape[1]))  # (N, k)
         # A process without an image of its own in the last batch sent one of share 0: index -1 leaves it out.
@@ -87,3 +91,9 @@ def evaluate(
     integer, real = integer[order], real[order]
     assert torch.equal(integer[:, 0], torch.arange(count)), f"{len(integer)} results for {count} images"
     return Scores(real[:, 0], integer[:, 2:], real[:, 1:], integer[:, 1])
+
+
+def filled(images: Tensor, size: int) -> Tensor:
+    """Images (N, …) with the last one repeated until there are `size`; all of them where there are more."""
+    missing = size - len(images)
+    return torch.cat([images, images[-1:].expand(missing, *images.shape[1:])]) if missing > 0 else images

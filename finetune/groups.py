@@ -16,8 +16,9 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """The parameters that are ever trained, head first, as an optimizer takes them.
 
-    Each group holds `depth`, `scale` (of the learning rate) and `weight_decay`, which is 0 for biases and
-    normalisation parameters: everything with fewer than two axes. Every parameter is in exactly one group, or frozen.
+    Each group holds `depth`, `scale` (of the learning rate), `start` (the epoch from which it is trained) and
+    `weight_decay`, which is 0 for biases and normalisation parameters: everything with fewer than two axes. Every
+    parameter is in exactly one group, or frozen.
     """
     depths = parameter_depths(model, stages)
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
@@ -27,8 +28,13 @@ def parameter_groups(
         if rate is None:
             continue
         decays = parameter.ndim > 1
-        empty = {"depth": depth, "scale": rate.scale, "weight_decay": weight_decay if decays else 0.0, "params": []}
-        groups.setdefault((-depth, decays), empty)["params"].append(parameter)
+        given = {
+            "depth": depth,
+            "scale": rate.scale,
+            "start": rate.start,
+            "weight_decay": weight_decay if decays else 0.0,
+        }
+        groups.setdefault((-depth, decays), {**given, "params": []})["params"].append(parameter)
     return [groups[key] for key in sorted(groups)]
 
 

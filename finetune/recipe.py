@@ -175,12 +175,18 @@ class Run:
     """Where metrics go besides the run's own files. wandb works without a key or a network: it then logs offline."""
     project: str = "finetune"
     """The W&B project."""
+    log_every: int = 10
+    """Updates between two that the tracker is told of: loss, gradient norm, images per second. 0: none."""
+    log_model: bool = False
+    """Put the model folder into W&B as an artifact, its score as metadata."""
     plan: bool = False
     """Print the plan and stop: nothing is trained or written."""
     json: bool = False
     """With --plan: print it as JSON."""
     preview: bool = False
     """Draw plots/augmentations.png and stop."""
+    lr_find: bool = False
+    """Run the learning-rate range test (Smith 2015), draw it, print the --lr it suggests and stop."""
 
 
 @dataclass(frozen=True)
@@ -255,6 +261,7 @@ def resolve(recipe: Recipe) -> Recipe:
     check("workers", images.workers, images.workers >= -1, "a number of processes, or -1 for auto")
     if images.augment not in ("none", "basic") and net.in_channels not in (1, 3):
         raise UserError(f"--augment {images.augment} needs grey or colour images; here use basic or none.")
+    check("log-every", run.log_every, run.log_every >= 0, "at least 0 (0: never)")
     check("keep-checkpoints", run.keep_checkpoints, run.keep_checkpoints >= 1, "at least 1")
     period(run.checkpoint_every)
     check("seed", run.seed, 0 <= run.seed < 2**63, "at least 0 and below 2^63")
@@ -264,4 +271,6 @@ def resolve(recipe: Recipe) -> Recipe:
         raise UserError(f"--weights {net.weights}: no such file. It may be {kinds}.")
     if net.image_size is not None:
         check("image-size", net.image_size, net.image_size >= 8, "at least 8 pixels")
-    return replace(recipe, net=net)
+    if run.lr_find:  # no training, so nothing for a tracker
+        run = replace(run, tracker="none")
+    return replace(recipe, net=net, run=run)

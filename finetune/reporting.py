@@ -34,6 +34,7 @@ def folder(recipe: Recipe) -> Path:
 def begin(recipe: Recipe, output: Path, settings: dict[str, Any], found: Any, accelerator: Any, console: Any) -> Any:
     """Make or clean up the folder, write config.json, start the tracker and say where everything goes."""
     from finetune import resume, tracking
+    from finetune.tracker import Tracker
 
     accelerator.wait_for_everyone()  # all have seen that the folder is new
     if accelerator.is_main_process:
@@ -48,7 +49,7 @@ def begin(recipe: Recipe, output: Path, settings: dict[str, Any], found: Any, ac
                 (output / leftover).unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"--output {output} cannot be written: {error.strerror}.") from error
-    tracker = tracking.Tracker(accelerator, recipe, settings, output, found.progress.tracker if found else "")
+    tracker = Tracker(accelerator, recipe, settings, output, found.progress.tracker if found else "")
     if recipe.run.resume:
         console.print(f"\n{resume.told(output, found, settings)}", soft_wrap=True)
     console.print(f"\n{tracker.state}\nThe run's folder is {output}\n", soft_wrap=True)
@@ -88,12 +89,16 @@ def end(
     console: Any,
 ) -> None:
     """Write summary.json, draw the pictures and say what came out; `scores` are the best epoch's. Main process only."""
-    from finetune import plots, terminal, tracking
+    from finetune import analysis, card, plots, runs, terminal, tracking
 
     tracking.write_json(output / "summary.json", result)
     tracker.summarize(result)
+    analysis.save(output / "validation.safetensors", scores, result["best_epoch"])
+    labels = {name: loader.dataset.split.labels for name, loader in loaders.items()}
+    card.write(runs.read(output), {s: [ys.count(k) for k in range(len(classes))] for s, ys in labels.items()})
     try:
         plots.draw_all(output / "plots", history, result["best_epoch"], loaders, scores, classes)
     except Exception as error:  # a picture is not worth a result
         console.print(f"The pictures could not all be drawn ({type(error).__name__}: {error}).", soft_wrap=True)
+    tracker.log_end(result, output, scores, loaders["val"].dataset, classes)
     console.print(terminal.ending(result, output), soft_wrap=True)

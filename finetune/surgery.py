@@ -7,6 +7,7 @@ import pickle
 import re
 import urllib.error
 import warnings
+from collections import OrderedDict
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -48,20 +49,7 @@ def build(
         transform = own_transform or transform
     if net.image_size is not None and not restored:
         transform = transform.at_size(net.image_size)
-    options = dict(family.options)
-    if family.size_argument:
-        side = transform.crop
-        options[family.size_argument] = side if family.size_argument == "image_size" else (side, side)
-    if net.weights != "none":
-        options |= dict(family.pretrained_options)
-    elif family.aux:
-        options["init_weights"] = True
-    try:
-        # Parameters that the file replaces are never drawn: large nets start in a fraction of the time.
-        with init_empty_weights(include_buffers=False) if empty or state is not None else nullcontext():
-            model = torchvision.models.get_model(net.model, weights=None, **options)
-    except (ValueError, AssertionError) as error:
-        raise UserError(f"{net.model} cannot be built for images of {transform.crop} pixels: {error}") from error
+    model = _plain(net.model, family, transform.crop, net.weights != "none", empty or state is not None)
     if state is not None:
         _load(model, family, state, f"--weights {net.weights}", net.model)
     if net.in_channels != 3:
@@ -70,6 +58,37 @@ def build(
         model, family, classes, net.head, net.hidden, net.dropout, net.head_batchnorm, net.pool_size, transform.crop
     )
     return model, restored or transform, stages(model, family, head)
+
+
+def skeleton(net: Net, classes: int, preprocess: Preprocess) -> nn.Module:
+    """The architecture that `build` makes, its parameters on the meta device: shapes without values, and no memory."""
+    family = find(net.model)
+    model = _plain(net.model, family, preprocess.crop, net.weights != "none", empty=True)
+    with torch.device("meta"):
+        if net.in_channels != 3:
+            convert_first_layer(model, family, preprocess, net.in_channels, net.first_layer)
+        replace_head(
+            model, family, classes, net.head, net.hidden, net.dropout, net.head_batchnorm, net.pool_size,
+            preprocess.crop,
+        )  # fmt: skip
+    return model
+
+
+def _plain(name: str, family: Family, side: int, pretrained: bool, empty: bool) -> nn.Module:
+    """torchvision's model for square images of this side; if `empty`, without values."""
+    options = dict(family.options)
+    if family.size_argument:
+        options[family.size_argument] = side if family.size_argument == "image_size" else (side, side)
+    if pretrained:
+        options |= dict(family.pretrained_options)
+    elif family.aux:
+        options["init_weights"] = True
+    try:
+        # Parameters that a file replaces are never drawn: large nets start in a fraction of the time.
+        with init_empty_weights(include_buffers=False) if empty else nullcontext():
+            return torchvision.models.get_model(name, weights=None, **options)
+    except (ValueError, AssertionError) as error:
+        raise UserError(f"{name} cannot be built for images of {side} pixels: {error}") from error
 
 
 # What the ITU's BT.601 weighs red, green and blue with; Pillow's conversion to grey is the same.
@@ -192,4 +211,11 @@ def _load(model: nn.Module, family: Family, state: dict[str, Tensor], given: str
     if problems:
         raise UserError(f"{given} does not fit {name}: {'; '.join(problems)}. Is it another model's? See --model.")
     floats = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-    model.load_state_dict(floats, strict=False, assign=True)
+    model.load_state_dict(with_metadata(model, floats), strict=False, assign=True)
+
+
+def with_metadata(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict with the versions of the model's modules, which MNASNet will not be loaded without."""
+    given = OrderedDict(state)
+    given._metadata = model.state_dict()._metadata
+    return given

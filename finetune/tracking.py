@@ -1,19 +1,14 @@
-"""What a run writes as it goes: its own files, always; and a tracker, which may fail without harm."""
+"""What a run writes into its folder as it goes: settings, a line per epoch, the summary."""
 
 from __future__ import annotations
 
 import json
-import os
 import platform
-import socket
 import subprocess
-import threading
-import uuid
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from accelerate import Accelerator
 
@@ -31,7 +26,7 @@ def config(recipe: Recipe, imageset: ImageSet, accelerator: Accelerator) -> dict
     flat = {"recipe": recipe.recipe}
     for section in (recipe.net, recipe.images, recipe.training, recipe.depths, recipe.run):
         flat |= asdict(section)
-    for question in ("plan", "json", "preview", "resume"):
+    for question in ("plan", "json", "preview", "lr_find", "resume"):
         del flat[question]
     flat = {name: str(value) if isinstance(value, Path) else value for name, value in flat.items()}
     versions = {"python": platform.python_version()}
@@ -89,11 +84,18 @@ def epoch_record(
     images_per_second: float,
     seconds: float,
 ) -> dict[str, Any]:
-    """A line of metrics.jsonl, in which epochs count from 1; `train` is loss and accuracy."""
+    """A line of metrics.jsonl, in which epochs count from 1; `train` is loss and accuracy.
+
+    The rate of a depth that is still frozen is 0, so that the file tells when it started.
+    """
+    rates = {
+        depth_name(group["depth"], len(stages)): group["lr"] if epoch >= group["start"] else 0.0
+        for group in optimizer.param_groups
+    }
     return {
         "epoch": epoch + 1,
         "step": done,
-        "lr": {depth_name(group["depth"], len(stages)): group["lr"] for group in optimizer.param_groups},
+        "lr": rates,
         "train_loss": train[0],
         "train_accuracy": train[1],
         "val_loss": scores.loss,
@@ -132,125 +134,3 @@ def summary(
         "device": accelerator.device.type,
         **tested,
     }
-
-
-class Tracker:
-    """Accelerate's tracker, held so that nothing it does can stop or delay a run. It logs on the main process."""
-
-    def __init__(
-        self, accelerator: Accelerator, recipe: Recipe, settings: dict[str, Any], output: Path, identity: str
-    ) -> None:
-        self.accelerator, self.state = accelerator, "No tracker"
-        self.resumed, self.identity = bool(identity), identity or uuid.uuid4().hex[:8]
-        # The last step that the tracker was given, written before it is: a run that was killed, and repeats some of
-        # its updates, gives no step twice.
-        self.ledger = output / ".tracked-step"
-        self.step = int(self.ledger.read_text() or 0) if self.ledger.exists() else 0
-        self.on = recipe.run.tracker != "none"
-        if not self.on:
-            return
-        scalars = {key: value for key, value in settings.items() if isinstance(value, str | int | float | None)}
-        if recipe.run.tracker == "tensorboard":
-            self._guard(accelerator.init_trackers, "", scalars)
-            self.state = f"TensorBoard: tensorboard --logdir {output}"
-            return
-        try:
-            mode, why = wandb_mode()
-        except Exception as error:  # settings of W&B's own that it does not take
-            self.on, self.state = False, f"W&B: off ({str(error).splitlines()[0]})"
-            return
-        self.state = f"W&B: {mode}{f' ({why})' if why else ''}"
-        if mode == "online" and not self._guard(self._wandb, recipe, scalars, output, mode):
-            self.on, self.state = True, "W&B: offline (the server did not take the run)"
-            mode = "offline"
-        if mode == "offline":
-            self._guard(self._wandb, recipe, scalars, output, mode)
-        self.on = self.on and mode != "disabled"
-        self.state = self.state if self.on or mode == "disabled" else "W&B: off"
-
-    def _wandb(self, recipe: Recipe, scalars: dict[str, Any], output: Path, mode: str) -> None:
-        import wandb
-
-        options = {
-            "dir": str(output),
-            "name": output.name,
-            "group": recipe.recipe,
-            "mode": mode,
-            "id": self.identity,
-            "resume": "allow" if self.resumed and mode == "online" else None,
-            # A hard kill loses a second of history, not a quarter of a minute; a slow server does not hold up the run.
-            "settings": wandb.Settings(silent=True, init_timeout=15, x_transaction_log_flush_interval=1.0),
-        }
-        self.accelerator.init_trackers(recipe.run.project, scalars, {"wandb": options})
-
-    def log_epoch(self, line: dict[str, Any]) -> None:
-        """Log a line of metrics.jsonl at its update, the rates one by one."""
-        if self.on and line["step"] > self.step:
-            self.step = line["step"]
-            if self.accelerator.is_main_process:
-                self.ledger.write_text(str(self.step))
-            rates = {f"lr/{name}": rate for name, rate in line["lr"].items()}
-            values = {key: value for key, value in line.items() if key not in ("lr", "step")}
-            self._guard(self.accelerator.log, values | rates, line["step"])
-
-    def summarize(self, result: dict[str, Any]) -> None:
-        """Put the figures of summary.json where the tracker keeps a run's final ones."""
-        if self.on and self.accelerator.trackers[0].name == "wandb":
-            self._guard(self.accelerator.trackers[0].tracker.summary.update, result)
-
-    def finish(self) -> None:
-        """Write out what is still held back."""
-        if self.on:
-            self._guard(self.accelerator.end_training)
-
-    def _guard(self, call: Any, *arguments: Any) -> bool:
-        """Whether the call succeeded; one that did not ends the tracking, and is told once."""
-        try:
-            call(*arguments)
-        except Exception as error:  # whatever a tracker raises, training goes on
-            self.on = False
-            self.accelerator.trackers = []
-            print(f"The tracker failed and is off ({type(error).__name__}: {error}). metrics.jsonl goes on.")
-            return False
-        return True
-
-
-def wandb_mode() -> tuple[str, str]:
-    """`online`, `offline` or `disabled`, and why, in at most two seconds and without asking anybody anything."""
-    import wandb
-
-    asked = os.environ.get("WANDB_MODE", "").lower()
-    if asked in ("offline", "dryrun"):
-        return "offline", "WANDB_MODE"
-    if asked == "disabled" or os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1"):
-        return "disabled", "WANDB_MODE"
-    settings = wandb.setup().settings
-    if not (settings.api_key or settings.identity_token_file or _netrc(settings.base_url)):
-        return "offline", "no API key; `wandb login` makes one known"
-    address = urlparse(settings.base_url)
-    if not _reachable(address.hostname or "", address.port or (443 if address.scheme == "https" else 80)):
-        return "offline", f"{address.hostname} cannot be reached"
-    return "online", ""
-
-
-def _netrc(url: str) -> bool:
-    from requests.utils import get_netrc_auth
-
-    return get_netrc_auth(url) is not None
-
-
-def _reachable(host: str, port: int, seconds: float = 2.0) -> bool:
-    """Whether the host takes a connection. In a thread, since looking up a name has no time limit of its own."""
-    answers = []
-
-    def connect() -> None:
-        try:
-            socket.create_connection((host, port), timeout=seconds).close()
-            answers.append(True)
-        except OSError:
-            pass
-
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return bool(answers)

@@ -142,13 +142,16 @@ def train(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     threads, before = torch.get_num_threads(), {number: signal.getsignal(number) for number in SIGNALS}
     runs = []
 
-    def run(*flags: str, data: Path | str = image_folder) -> tuple[int, Path]:
+    def run(*flags: str, data: Path | str = image_folder, pictures: bool = False) -> tuple[int, Path]:
         output = tmp_path / f"run{len(runs)}"
         runs.append(output)
         reset_accelerate()
         words = [] if "--data" in flags else ["--data", str(data)]
         words += [] if "--output" in flags else ["--output", str(output)]
-        return exit_code(script.main, with_defaults([*words, *flags])), output
+        with monkeypatch.context() as patched:
+            if not pictures:  # a second each, which few tests look at
+                patched.setattr("finetune.plots.draw_all", lambda *_: None)
+            return exit_code(script.main, with_defaults([*words, *flags])), output
 
     yield run
     for number, handler in before.items():

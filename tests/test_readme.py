@@ -3,12 +3,17 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, reset_accelerate
+
+from finetune import __main__ as program
+from finetune.errors import exit_code
+from finetune.export import SUFFIXES
 
 TEXT = (ROOT / "README.md").read_text()
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", TEXT, re.S) for line in block.strip().splitlines()]
@@ -74,14 +79,75 @@ def test_every_other_training_command_is_understood(command, checkout):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_lines_that_load_a_model_into_plain_torchvision_run(train, tmp_path, monkeypatch):
-    code, output = train("--model", "shufflenet_v2_x0_5")
-    assert code == 0
-    monkeypatch.chdir(output)
-    source = re.findall(r"```python\n(.*?)```", TEXT, re.S)[0]
+VERBS = [line for line in COMMANDS if line.startswith("python -m finetune")]
+
+
+@pytest.fixture(scope="module")
+def trained(image_folder, tmp_path_factory):
+    """A run's folder with an image in it, whose path is RUN/image.jpg."""
+    import train as script
+
+    folder = tmp_path_factory.mktemp("readme") / "RUN"
+    reset_accelerate()
+    flags = (
+        f"--recipe feature_extractor --data {image_folder} --output {folder} --tracker none --precision no --epochs 1"
+    )
+    flags += " --model shufflenet_v2_x0_5 --image-size 32 --weights none"
+    assert script.main(flags.split()) == 0
+    shutil.copy(image_folder / "val" / "red" / "00.jpg", folder / "image.jpg")
+    return folder
+
+
+def test_every_verb_of_the_readme_runs(trained, image_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "RUN").symlink_to(trained)
+    (tmp_path / "path" / "to").mkdir(parents=True)
+    (tmp_path / "path" / "to" / "photos").symlink_to(image_folder)
+    for line in VERBS:
+        reset_accelerate()
+        assert exit_code(program.main, shlex.split(line)[3:]) == 0, (line, capsys.readouterr().err)
+    assert len(VERBS) >= 8
+    assert {shlex.split(line)[3] for line in VERBS} == set(program.VERBS) - {"push"}
+
+
+def test_every_python_line_of_the_readme_runs(trained, monkeypatch, capsys):
+    """Those that use an export need one; each export's lines share their names with the preprocessing's."""
+    blocks = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+    kinds = ["finetune.load", "model/model.json", "v2.Compose", "model.pth", "torch.export.load", "onnxruntime"]
+    assert [kind in block for kind, block in zip(kinds, blocks, strict=True)] == [True] * 6
+    monkeypatch.chdir(trained)
+    for kind in ("state-dict", "torch-export"):
+        if not (trained / "export" / f"model{SUFFIXES[kind]}").exists():
+            assert exit_code(program.main, ["export", ".", "--format", kind]) == 0, capsys.readouterr().err
+    monkeypatch.chdir(trained.parent)
+    (trained.parent / "image.jpg").symlink_to(trained / "image.jpg")
+    exec(blocks[0].replace('"layerwise_lr", model="resnet18"', '"layerwise_lr", model="shufflenet_v2_x0_5"'), {})
+    monkeypatch.chdir(trained)
+    plain: dict = {}
+    exec(blocks[1], plain)
+    assert plain["model"].fc.out_features == 3
     names: dict = {}
-    exec(source, names)
-    assert names["model"].fc.out_features == 3
+    for block in blocks[2:5]:
+        exec(block, names)
+    said = names["logits"]
+    model = names["model"].eval()
+    image = names["transform"](names["Image"].open("image.jpg").convert("RGB"))[None]
+    assert (model(image) - said).abs().max() < 1e-4, "two exports of one model"
+
+
+@pytest.mark.slow
+def test_the_readmes_lines_for_onnx_run(trained, monkeypatch, capsys):
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name)
+    monkeypatch.chdir(trained)
+    for kind in ("torch-export", "onnx"):
+        if not (trained / "export" / f"model{SUFFIXES[kind]}").exists():
+            assert exit_code(program.main, ["export", ".", "--format", kind]) == 0, capsys.readouterr().err
+    blocks = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+    names: dict = {}
+    for k in (2, 4, 5):
+        exec(blocks[k], names)
+    assert names["logits"].shape == (1, 3)
 
 
 def test_the_files_that_the_readme_names_are_there():

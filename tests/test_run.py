@@ -18,11 +18,11 @@ from torch import nn
 
 from finetune import recipes
 
-PICTURES = ("augmentations", "confusion", "curves", "predictions", "top_losses")
+PICTURES = ("augmentations", "calibration", "confusion", "curves", "per_class", "predictions", "top_losses")
 
 
 def test_a_run_fills_its_folder(train, tmp_path, image_folder):
-    code, output = train("--recipe", "finetune", "--tracker", "wandb")
+    code, output = train("--recipe", "finetune", "--tracker", "wandb", pictures=True)
     assert code == 0
     lines = metrics(output)
     assert [line["epoch"] for line in lines] == [1, 2]
@@ -221,14 +221,14 @@ def test_class_names_with_signs_of_mathematics_are_drawn_as_they_are(train, tmp_
         write_images(
             tmp_path / "data" / split, 2, ("a$x^y$", "b$_{$", "a class with a name of more than forty signs"), seed
         )
-    code, output = train("--epochs", "1", data=tmp_path / "data")
+    code, output = train("--epochs", "1", data=tmp_path / "data", pictures=True)
     assert code == 0
     assert all((output / "plots" / f"{name}.png").exists() for name in PICTURES)
 
 
 def test_a_picture_that_fails_costs_no_result(train, monkeypatch, capsys):
-    monkeypatch.setattr("finetune.plots.curves", None)
-    code, output = train("--epochs", "1")
+    monkeypatch.setattr("finetune.charts.curves", None)
+    code, output = train("--epochs", "1", pictures=True)
     assert code == 0
     assert "could not all be drawn (TypeError" in capsys.readouterr().out
     assert (output / "summary.json").exists()

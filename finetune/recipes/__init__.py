@@ -9,11 +9,14 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
+from dataclasses import fields, replace
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import tyro
 
-from finetune.errors import unknown
+from finetune.errors import UserError, unknown
 from finetune.recipe import Rate, Recipe, resolve
 
 NAMES = sorted(module.name for module in pkgutil.iter_modules(__path__))
@@ -56,3 +59,41 @@ def from_command_line(arguments: list[str]) -> Recipe:
         console_outputs=os.environ.get("RANK", "0") == "0",
     )
     return resolve(recipe)
+
+
+def from_settings(name: str, settings: dict[str, Any]) -> Recipe:
+    """The recipe of this name with settings by their flags' names (`batch_size=8`), resolved and checked.
+
+    Raises `UserError` for a name that no setting has, with the nearest ones.
+    """
+    recipe = load(name).SETTINGS
+    left = dict(settings)
+    for section in ("net", "images", "training", "depths", "run"):
+        own = getattr(recipe, section)
+        given = {field.name: left.pop(field.name) for field in fields(own) if field.name in left}
+        for key, value in given.items():
+            if isinstance(value, list):
+                given[key] = tuple(value)
+            elif key in ("output", "data_root") and value is not None:
+                given[key] = Path(value)
+        recipe = replace(recipe, **{section: replace(own, **given)})
+    if left:
+        known = [field.name for part in fields(recipe) if part.name != "recipe" for field in fields(_section(part))]
+        raise unknown("setting", next(iter(left)), known)
+    try:
+        return resolve(recipe)
+    except TypeError as error:
+        raise UserError(f"a setting of {name} is of the wrong kind: {error}.") from error
+
+
+def from_config(config: dict[str, Any]) -> Recipe:
+    """The recipe that a run's config.json was written for; what it found out besides is passed over."""
+    default = Recipe()
+    known = {f.name for part in fields(default) if part.name != "recipe" for f in fields(_section(part))}
+    if config.get("recipe") not in NAMES:
+        raise UserError(f"config.json names the recipe {config.get('recipe')!r}, which is none of this version's.")
+    return from_settings(config["recipe"], {key: value for key, value in config.items() if key in known})
+
+
+def _section(part: Any) -> Any:
+    return part.default_factory()

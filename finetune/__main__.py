@@ -1,0 +1,39 @@
+"""`python -m finetune VERB …`: use a model that was trained, and look at runs."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+from finetune.errors import exit_code, unknown
+
+VERBS = {
+    "predict": "classify images",
+    "evaluate": "score a run on labelled images: accuracy, per class, calibration, the errors",
+    "compare": "one table of any number of runs, and their curves together",
+    "plot": "draw a run's pictures again",
+    "push": "put a model and its card on the Hugging Face Hub",
+    "export": "write the model as a state dict, for torch.export or as ONNX, and check it",
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Run the verb that the first argument names; the exit code."""
+    verb, *rest = arguments or ["--help"]
+    if verb in ("-h", "--help"):
+        print("usage: python -m finetune VERB …\n")
+        print("\n".join(f"  {name:<9} {meaning}" for name, meaning in VERBS.items()))
+        print("\nTrain with train.py. What a verb takes: python -m finetune VERB --help")
+        return 0
+    if verb not in VERBS:
+        raise unknown("verb", verb, VERBS)
+    return importlib.import_module(f"finetune.commands.{verb}").main(rest)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(exit_code(main, sys.argv[1:]))
+    except BrokenPipeError:  # whoever reads the output, such as `head`, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter's last flush complains
+        sys.exit(141)

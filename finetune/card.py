@@ -1,0 +1,152 @@
+"""The model card: what a stranger has to know of a model, for its folder and for the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from finetune import analysis
+from finetune.runs import RunFiles
+
+NAME = "README.md"
+TUNED = ("optimizer", "lr", "schedule", "batch_size", "epochs", "augment", "image_size", "precision", "seed")
+TEMPLATE = """\
+{header}
+# {net}, fine-tuned on {data}
+
+Tells {count} classes ({names}) apart in images of {side} × {side} pixels. It is torchvision's `{net}` with {head}
+head, fine-tuned from {origin}.
+
+## Results
+
+{results}
+
+## Images
+
+{images}
+
+## Training
+
+Recipe `{recipe}`: {settings}. It ran for {epochs} epochs in {seconds} s{where}. The run's `config.json` has all of it.
+
+## Limits
+
+It knows these classes only, and calls any image one of them. The interval above is that of chance in which images were
+drawn: it says nothing of images from another source, camera, place or time. Nor can its probabilities be taken at their
+word for those.
+
+## Use
+
+`model.json` holds the classes in the order of the outputs, and the preprocessing; `model.safetensors` holds the weights
+under torchvision's own names for `{net}`. With the project that trained it:
+
+```python
+import finetune
+
+model, transform, classes = finetune.load("path/to/this/folder")
+probabilities = model(transform("image.jpg")).softmax(1)[0]
+```
+"""
+
+
+def write(run: RunFiles, counts: dict[str, list[int]]) -> Path:
+    """Write model/README.md; `counts` are the images of each class, by split, or empty where they are not known."""
+    path = run.folder / "model" / NAME
+    card = json.loads((run.folder / "model" / "model.json").read_text())
+    path.write_text(text(card, run, counts))
+    return path
+
+
+def text(card: dict[str, Any], run: RunFiles, counts: dict[str, list[int]]) -> str:
+    """The card in Markdown, with the Hub's header in front; `card` is model.json."""
+    classes, config, summary = card["classes"], run.config, run.summary
+    data = Path(str(config.get("data", "images"))).name
+    return TEMPLATE.format(
+        header=_header(card["model"], data, summary),
+        net=card["model"],
+        data=_plain(data),
+        count=len(classes),
+        names=", ".join(map(_plain, classes[:4])) + (", …" if len(classes) > 4 else ""),
+        side=card["preprocess"]["crop"],
+        head=f"an {card['head']}" if card["head"] == "mlp" else f"a {card['head']}",
+        origin=_origin(str(card["weights"])),
+        results="\n".join(_results(summary, config)),
+        images="\n".join(_images(classes, counts, summary)),
+        recipe=config.get("recipe"),
+        settings=", ".join(_settings(config)),
+        epochs=summary["epochs_run"],
+        seconds=f"{summary['total_seconds']:.0f}",
+        where=f" on {summary['num_processes']} × {summary['device']}" if "device" in summary else "",
+    )
+
+
+def _header(net: str, data: str, summary: dict[str, Any]) -> str:
+    split = "test" if "test_accuracy" in summary else "validation"
+    value = summary.get("test_accuracy", summary["best_val_accuracy"])
+    quoted = json.dumps(data, ensure_ascii=False)
+    return "\n".join(
+        [
+            "---",
+            "library_name: torchvision",
+            "pipeline_tag: image-classification",
+            "tags: [image-classification, torchvision, fine-tuned]",
+            "metrics: [accuracy]",
+            "model-index:",
+            f"- name: {json.dumps(net)}",
+            "  results:",
+            "  - task: {type: image-classification}",
+            f"    dataset: {{name: {quoted}, type: {quoted}, split: {split}}}",
+            f"    metrics: [{{type: accuracy, value: {value:.4f}}}]",
+            "---",
+        ]
+    )
+
+
+def _results(summary: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    lines = ["| images | accuracy | 95 % interval (Wilson) | loss |", "| --- | --- | --- | --- |"]
+    for split, accuracy, loss in (
+        ("val", summary["best_val_accuracy"], f"{summary['best_val_loss']:.4f}"),
+        ("test", summary.get("test_accuracy"), ""),
+    ):
+        count = summary.get(f"{split}_images")
+        if accuracy is not None and count:
+            low, high = analysis.wilson(accuracy, count)
+            name = {"val": "validation", "test": "test"}[split]
+            lines.append(f"| {count} {name} | {accuracy:.4f} | {low:.3f} to {high:.3f} | {loss} |")
+    by = (
+        "lowest validation loss" if config.get("best_by") == "loss" else "highest validation accuracy, then lowest loss"
+    )
+    lines += [
+        "",
+        f"The weights are those of epoch {summary['best_epoch']} of {summary['epochs_run']}, which had the {by}. The "
+        f"validation images thus chose the epoch, and their score is a little too good"
+        + (": the test images, seen once, at the end, give the fair one." if "test_accuracy" in summary else "."),
+    ]
+    return lines
+
+
+def _images(classes: list[str], counts: dict[str, list[int]], summary: dict[str, Any]) -> list[str]:
+    if not counts:
+        total = ", ".join(f"{summary[key]} {key.removesuffix('_images')}" for key in summary if key.endswith("_images"))
+        return [f"{total or 'Their number is not known'}. Classes: {', '.join(map(_plain, classes))}."]
+    totals = ", ".join(f"{sum(values)} {split}" for split, values in counts.items())
+    rows = [f"| {_plain(name)} | {' | '.join(str(counts[s][k]) for s in counts)} |" for k, name in enumerate(classes)]
+    table = [f"| class | {' | '.join(counts)} |", f"| --- |{' --- |' * len(counts)}", *rows]
+    if len(classes) <= 25:
+        return [f"{totals}.", "", *table]
+    return [f"{totals}.", "", "<details><summary>Images of each class</summary>", "", *table, "", "</details>"]
+
+
+def _settings(config: dict[str, Any]) -> list[str]:
+    return [f"{name.replace('_', ' ')} {config[name]}" for name in TUNED if config.get(name) is not None]
+
+
+def _origin(weights: str) -> str:
+    known = {"default": "torchvision's ImageNet weights", "none": "random weights", "starter": "the starter's weights"}
+    return known.get(weights, f"the weights in `{Path(weights).name}`")
+
+
+def _plain(name: str) -> str:
+    """A name that is no Markdown."""
+    return "".join(f"\\{sign}" if sign in "\\`*_[]<>|#$" else sign for sign in name.replace("\n", " "))
