@@ -1,7 +1,6 @@
 """Each file of launch/: short, readable by Accelerate's own reader, and run where a CPU can run it."""
 
 import json
-import re
 import subprocess
 import sys
 
@@ -61,6 +60,6 @@ def test_every_file_is_short_and_says_how_it_is_used():
         text = path.read_text()
         assert len(text.splitlines()) < 40, path.name
         if path.name != "slurm_run.sh":
-            assert re.search(rf"(config_file|sbatch|bash|wandb).*{re.escape(path.name)}", text), path.name
+            assert f"launch/{path.name}" in text, path.name
         if path.suffix == ".sh":
             assert subprocess.run(["bash", "-n", str(path)], check=False).returncode == 0, path.name

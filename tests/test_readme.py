@@ -12,12 +12,13 @@ import pytest
 from conftest import ROOT, reset_accelerate
 
 from finetune import __main__ as program
+from finetune import recipes
 from finetune.errors import exit_code
 from finetune.export import SUFFIXES
 
 TEXT = (ROOT / "README.md").read_text()
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", TEXT, re.S) for line in block.strip().splitlines()]
-TRAINING = [line for line in COMMANDS if "train.py" in line and not line.startswith("pip")]
+TRAINING = [line for line in COMMANDS if "train.py" in line and "--resume" not in line and not line.startswith("pip")]
 
 
 def run(command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
@@ -77,6 +78,26 @@ def test_every_other_training_command_is_understood(command, checkout):
         words += ["--weights", "none"]
     done = run(shlex.join(words), checkout)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_commands_that_stop_and_resume_run(checkout):
+    first, again = [line for line in COMMANDS if "--output runs/mine" in line]
+    assert again == f"{first} --resume"
+    tiny = "--model shufflenet_v2_x0_5 --image-size 32 --weights none --epochs 1 --tracker none"
+    assert run(f"{first} {tiny}", checkout).returncode == 0
+    done = run(f"{again} {tiny}", checkout)
+    assert "Going on from runs/mine/checkpoints/" in done.stdout
+    assert done.returncode == 0
+
+
+def test_commands_for_a_cluster_name_scripts_and_recipes_that_exist():
+    lines = [line for line in COMMANDS if "sbatch" in line]
+    assert len(lines) == 2
+    for line in lines:
+        words = shlex.split(line)
+        assert (ROOT / next(word for word in words if word.startswith("launch/"))).exists()
+        assert words[words.index("--recipe") + 1] in recipes.NAMES
 
 
 VERBS = [line for line in COMMANDS if line.startswith("python -m finetune")]
