@@ -6,14 +6,14 @@
 It reads straight down: settings, network and images, plan, optimizer, loop.
 """
 
-import math
 import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 
 from finetune import archs, imagesets, recipes, reporting
-from finetune.errors import STOPPED, UserError, exit_code
+from finetune.errors import STOPPED, exit_code
 
 
 def main(arguments: list[str]) -> int:
@@ -32,6 +32,7 @@ def main(arguments: list[str]) -> int:
         artifact,
         data,
         ema,
+        feeds,
         freezing,
         groups,
         hardware,
@@ -53,13 +54,12 @@ def main(arguments: list[str]) -> int:
     with accelerator.local_main_process_first():  # one download for all processes
         model, preprocess, stages = surgery.build(net, len(classes), empty=run.plan)
     rates = recipes.rates(recipe, len(stages))
-    workers = hardware.worker_count(images.workers, device)
-    pairs = freezing.trains_batchnorm(model, stages, rates)
-    loaders = data.make_loaders(imageset.splits, preprocess, recipe, workers, accelerator, pairs)
+    pairs, frozen = freezing.trains_batchnorm(model, stages, rates), freezing.frozen_epochs(rates)
+    loaders = data.make_loaders(imageset.splits, preprocess, recipe, accelerator, pairs, frozen)
     train_count, updates_per_epoch = len(loaders["train"].dataset), loaders["train"].batch_sampler.updates
 
     # ---- plan --------------------------------------------------------------------------------------------------------
-    whole = plan.make(recipe, model, stages, rates, preprocess, imageset, loaders, accelerator, precision)
+    whole, phases = plan.make(recipe, model, stages, rates, preprocess, imageset, loaders, accelerator, precision)
     console.print(plan.as_json(whole) if run.json else plan.show(whole), soft_wrap=run.json)
     if run.plan:
         return 0
@@ -70,31 +70,27 @@ def main(arguments: list[str]) -> int:
     # ---- optimizer ---------------------------------------------------------------------------------------------------
     model.to(device, memory_format=torch.channels_last if run.channels_last else torch.contiguous_format)
     optimizer = accelerator.prepare(groups.make_optimizer(model, stages, rates, training))
-    average = ema.make_average(model, training.ema)
-    kept = average.module if average else model  # what is validated and saved
+    average, kept = ema.make_average(model, training.ema)
     lr_factor = schedule.make_schedule(training, updates_per_epoch)
-    class_weights = loss.rarity(imageset.splits["train"].labels, len(classes), training.class_weights).to(device)
+    criterion = loss.make_criterion(training, imageset.splits["train"].labels, len(classes), family.aux_weight, device)
     torch.manual_seed(data.mixed(run.seed, accelerator.process_index))  # dropout
-    stop = terminal.StopRequest()
+    stop, shown = terminal.StopRequest(), partial(terminal.progress, console=console)
+    source = feeds.Feeds(phases, recipe, model, kept, preprocess, loaders, accelerator, shown)
 
     # ---- loop --------------------------------------------------------------------------------------------------------
-    history, best, best_scores, stopped, phase = [], None, None, False, None
+    history, best, best_scores, stopped = [], None, None, False
     for epoch in range(training.epochs):
         epoch_began = time.perf_counter()
         freezing.set_phase(model, stages, rates, epoch)
-        if phase != (phase := freezing.phase(rates, epoch)):
-            wrapped = freezing.wrap(accelerator, model)
-        loaders["train"].batch_sampler.epoch = epoch
+        train, val = source.at(epoch)  # images to the net, or activations to what follows the frozen part
+        train.loader.batch_sampler.epoch = epoch
         sums = torch.zeros(2, device=device)  # loss, right answers
-        shown = terminal.progress(loaders["train"], f"epoch {epoch + 1}/{training.epochs}", console)
-        for number, batch in enumerate(shown):
+        for number, batch in enumerate(shown(train.loader, f"epoch {epoch + 1}/{training.epochs}")):
             last = (number + 1) % training.accumulate == 0  # part of its update
-            x = data.to_input(batch.images, preprocess, device, run.channels_last)  # (N, C, H, W)
+            x = data.to_input(batch.images, train.preprocess, device, run.channels_last)  # (N, C, H, W)
             labels, shares, others, mix = batch.targets(device)  # (N,)
-            with nullcontext() if last else accelerator.no_sync(wrapped):
-                logits, losses = loss.cross_entropy(
-                    wrapped(x), labels, others, mix, training.label_smoothing, family.aux_weight, class_weights
-                )
+            with nullcontext() if last else accelerator.no_sync(train.net):
+                logits, losses = criterion(train.net(x), labels, others, mix)
                 # The shares of a global batch add up to 1 over all processes, whose gradients DDP averages.
                 accelerator.backward((losses * shares).sum() * processes)
             sums += (torch.stack([losses.detach(), logits.argmax(1) == labels]) * (shares > 0)).sum(1)
@@ -113,11 +109,9 @@ def main(arguments: list[str]) -> int:
         if stopped:
             break
         speed = train_count / (time.perf_counter() - epoch_began)
-        train = (accelerator.reduce(sums) / train_count).tolist()
-        scores = evaluate(kept, loaders["val"], preprocess, run.channels_last, accelerator)
-        if not math.isfinite(total := train[0] + scores.loss):
-            raise UserError(f"the loss is {total} in epoch {epoch + 1}. Lower --lr, or set --clip-norm 1.")
-        line = tracking.epoch_record(epoch, updates_per_epoch, optimizer, stages, train, scores, speed, epoch_began)
+        means = (accelerator.reduce(sums) / train_count).tolist()
+        scores = evaluate(val.net, val.loader, val.preprocess, run.channels_last, accelerator)
+        line = tracking.epoch_record(epoch, updates_per_epoch, optimizer, stages, means, scores, speed, epoch_began)
         history.append(line)
         if improved := tracking.better(line, best, training.best_by):
             best, best_scores = line, scores

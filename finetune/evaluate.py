@@ -46,7 +46,7 @@ class Scores:
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, loader: DataLoader, preprocess: Preprocess, channels_last: bool, accelerator: Accelerator
+    model: nn.Module, loader: DataLoader, preprocess: Preprocess | None, channels_last: bool, accelerator: Accelerator
 ) -> Scores:
     """Score a model. All processes take part, and all get the scores of the whole split.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.data import DataLoader
 
-from finetune import freezing
+from finetune import cache, freezing
 from finetune.archs import Preprocess, depth_name, parameter_depths
 from finetune.errors import UserError
 from finetune.imagesets import ImageSet
@@ -135,8 +135,9 @@ def make(
     loaders: dict[str, DataLoader],
     accelerator: Accelerator,
     precision: str,
-) -> Plan:
-    """Work out the plan of a run. The model is left as it is in the first epoch."""
+) -> tuple[Plan, list[cache.Phase]]:
+    """The plan of a run, and what it keeps of a frozen start. The model is left as it is in the first epoch."""
+    phases = cache.decide(recipe, model, stages, rates, preprocess, loaders, accelerator)
     net, training = recipe.net, recipe.training
     workers, updates_per_epoch = loaders["train"].num_workers, loaders["train"].batch_sampler.updates
     processes, classes = accelerator.num_processes, len(imageset.classes)
@@ -164,10 +165,10 @@ def make(
         "processes": f"{processes} on {accelerator.device.type}, each with {workers} workers for images",
         "memory": f"about {in_words(need.total)} per process at the peak of an update, "
         f"{in_words(need.activations)} of it activations",
-        "cached": "nothing: each epoch draws fresh augmentations",
+        "cached": cache.describe(phases, counts, cache.folder(recipe.run.cache_dir)),
     }
     title = f"{recipe.recipe}: {net.model}, weights {net.weights}, {preprocess.crop} × {preprocess.crop} pixels"
-    return Plan(title, table, facts, need, updates_per_epoch, training.epochs)
+    return Plan(title, table, facts, need, updates_per_epoch, training.epochs), phases
 
 
 def as_json(plan: Plan) -> str:

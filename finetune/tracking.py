@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import socket
@@ -18,6 +19,7 @@ from urllib.parse import urlparse
 from accelerate import Accelerator
 
 from finetune.archs import depth_name
+from finetune.errors import UserError
 from finetune.evaluate import Scores
 from finetune.recipe import Recipe
 
@@ -73,7 +75,12 @@ def epoch_record(
     images_per_second: float,
     began: float,
 ) -> dict[str, Any]:
-    """A line of metrics.jsonl, in which epochs count from 1; `train` is loss and accuracy."""
+    """A line of metrics.jsonl, in which epochs count from 1; `train` is loss and accuracy.
+
+    Raises `UserError` where a loss is not finite.
+    """
+    if not math.isfinite(total := train[0] + scores.loss):
+        raise UserError(f"the loss is {total} in epoch {epoch + 1}. Lower --lr, or set --clip-norm 1.")
     return {
         "epoch": epoch + 1,
         "step": (epoch + 1) * updates_per_epoch,

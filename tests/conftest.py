@@ -62,6 +62,7 @@ def train(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         runs.append(output)
         reset_accelerate()
         common = ["--data", str(data), "--output", str(output), "--tracker", "none", "--precision", "no"]
+        common += ["--cache-dir", str(tmp_path / "cache")]
         tiny = ["--model", "shufflenet_v2_x0_5", "--image-size", "32", "--weights", "none", "--epochs", "2"]
         given = {flag for flag in flags if flag.startswith("--")}
         pairs = zip([*common, *tiny][::2], [*common, *tiny][1::2], strict=True)
