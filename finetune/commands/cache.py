@@ -11,7 +11,6 @@ import argparse
 from datetime import datetime
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 
@@ -22,10 +21,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--cache-dir", type=Path, help="the folder, where it is not the usual one")
     given = parser.parse_args(arguments)
 
-    from finetune import store
+    from finetune import store, terminal
 
     folder = given.cache_dir.expanduser() if given.cache_dir else store.default_folder()
-    console = Console(highlight=False, markup=False)
+    console = terminal.make_console(True)
     if given.action == "clear":
         console.print(f"Removed {store.clear(folder) / 2**20:.1f} MiB from {folder}", soft_wrap=True)
         return 0
