@@ -79,10 +79,7 @@ def main() -> None:
             for images, labels in loaders[split]:
                 images, labels = images.to(device), labels.to(device)
                 optimizer.zero_grad()
-                with (
-                    torch.set_grad_enabled(split == "train"),
-                    torch.autocast(device.type, enabled=given.amp),
-                ):
+                with torch.set_grad_enabled(split == "train"), torch.autocast(device.type, enabled=given.amp):
                     outputs = model(images)
                     loss = criterion(outputs, labels)
                 if split == "train":

@@ -25,7 +25,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--recipes", nargs="*", default=["feature_extractor", "last_layers"])
     given = parser.parse_args()
-    photos = ["--data", str(given.data.resolve()), "--model", "squeezenet1_0", "--weights", str(given.weights.resolve())]
+    photos = [
+        "--data",
+        str(given.data.resolve()),
+        "--model",
+        "squeezenet1_0",
+        "--weights",
+        str(given.weights.resolve()),
+    ]
     rows = []
     for task, flags in (("starter set", []), ("ants and bees", photos)):
         for recipe in given.recipes:
