@@ -1,9 +1,8 @@
-"""How many views of each training image a frozen start needs: best validation accuracy and time against --views.
+"""How many views of each training image a frozen start needs: best validation accuracy against --views.
 
     python -m benchmarks.views --data hymenoptera_data --weights squeezenet1_0.safetensors --output results
 
-Each seed's activations are kept between its runs, so that times are those of the loop on kept activations. As many views
-as epochs are the same as fresh augmentation. Writes views.md and views.json.
+As many views as epochs are the same as fresh augmentation. Writes views.md and views.json.
 """
 
 import argparse
