@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from finetune import cache, freezing, frontier, store
+from finetune import cache, freezing, frontier, pixels, store
 from finetune.archs import Preprocess
 from finetune.data import Batch, Draw, to_input
 from finetune.recipe import Recipe
@@ -60,6 +60,13 @@ class Feeds:
         self.folder, self.most = cache.folder(recipe.run.cache_dir), cache.limit(recipe, accelerator)
         self.channels_last = recipe.run.channels_last
         self.images: dict[str, str] = {}
+        if recipe.images.cache_images:
+            for name in ("train", "val"):
+                about = {"model": "decoded images", "images": f"{len(loaders[name].dataset)} {name}"}
+                about["data"] = recipe.images.data
+                why_not = pixels.keep(loaders[name].dataset, self.folder, self.most, about, accelerator, shown)
+                if why_not and accelerator.is_main_process:
+                    print(f"--cache-images: {name} images are not kept, since {why_not}.")
         self.phase: cache.Phase | None = None
 
     def at(self, epoch: int) -> tuple[Feed, Feed]:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 SUFFIX = ".safetensors"
 NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8", torch.int64: "I64"}
-EMPTY = "-" * 8  # where the checksum will stand
+HEADER = 4096  # bytes before the values: their length, then JSON
 PIECE = 1 << 24  # bytes read together
 
 
@@ -45,6 +45,7 @@ def fingerprint(items: Sequence[Any]) -> str:
     part of a larger set: that set and the positions; for a torchvision set: its description and its files.
     """
     found = blake2b(digest_size=16)
+    items = getattr(items, "origin", items)  # what decoded copies were made of
     whole = getattr(items, "array", getattr(items, "dataset", None))
     if whole is not None and hasattr(items, "positions"):
         found.update(fingerprint(whole).encode() + np.asarray(items.positions, dtype=np.int64).tobytes())
@@ -165,30 +166,33 @@ def whole(path: Path) -> bool:
 class Writer:
     """Writes an entry row by row under a name of its own, and gives it its real name when it is whole."""
 
-    def __init__(self, path: Path, count: int, about: dict[str, str]) -> None:
+    def __init__(self, path: Path, count: int | None, about: dict[str, str]) -> None:
+        """`count` rows will come, or as many as do."""
         self.path, self.count, self.about = path, count, about
         self.fresh = path.with_name(f"{path.name}.{platform.node()}-{os.getpid()}")
-        self.file, self.checksum = None, 0
+        self.file, self.checksum, self.rows, self.written = None, 0, 0, 0
 
     def append(self, rows: Tensor) -> None:
         """Add rows (k, …), contiguous on the CPU. Raises `OSError` where the disk is full."""
         if self.file is None:
-            shape = [self.count, *rows.shape[1:]]
+            self.kind, self.shape = rows.dtype, rows.shape[1:]
             self.file = self.fresh.open("wb")
-            self.size = self.count * rows[0].numel() * rows.element_size()
-            described = {"dtype": NAMES[rows.dtype], "shape": shape, "data_offsets": [0, self.size]}
-            header = json.dumps({"__metadata__": {"checksum": EMPTY, **self.about}, "values": described})
-            header += " " * (-len(header) % 8)
-            self.place = 8 + header.index(EMPTY)
-            self.file.write(len(header.encode()).to_bytes(8, "little") + header.encode())
+            self.file.write(b" " * HEADER)  # comes last, when the checksum is known
         values = rows.view(-1).view(torch.uint8).numpy()
         self.checksum = zlib.crc32(values, self.checksum)
         self.file.write(values)
+        self.rows, self.written = self.rows + len(rows), self.written + len(values)
 
     def commit(self) -> None:
-        """All rows are there: sync, and rename."""
-        self.file.seek(self.place)
-        self.file.write(f"{self.checksum:08x}".encode())
+        """All rows are there: write the header, sync, and rename."""
+        assert self.count in (None, self.rows), f"{self.rows} of {self.count} rows"
+        shape = [self.rows, *self.shape]
+        described = {"dtype": NAMES[self.kind], "shape": shape, "data_offsets": [0, self.written]}
+        about = {**self.about, "checksum": f"{self.checksum:08x}"}
+        header = json.dumps({"__metadata__": about, "values": described}).encode()
+        assert len(header) <= HEADER - 8, "a header without end"
+        self.file.seek(0)
+        self.file.write((HEADER - 8).to_bytes(8, "little") + header.ljust(HEADER - 8))
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()

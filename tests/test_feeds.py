@@ -131,6 +131,23 @@ def test_the_plan_says_what_is_kept(train, capsys):
     assert "epochs 3 to 4: what stage4." in shown
 
 
+def test_decoded_images_change_nothing(train, tmp_path, capsys):
+    flags = ("--recipe", "finetune", "--epochs", "1", "--workers", "1")
+    plain, first, second = (train(*flags, *more)[1] for more in ((), ("--cache-images",), ("--cache-images",)))
+    assert metrics(first) == metrics(second) == metrics(plain) != []
+    names = sorted(path.name.partition("-")[2] for path in (tmp_path / "cache").iterdir())
+    assert names == ["pixels.safetensors"] * 2 + ["shapes.safetensors"] * 2
+    assert "are not kept" not in capsys.readouterr().out
+    small = train(*flags, "--cache-images", "--cache-gb", "1e-6", "--cache-dir", str(tmp_path / "small"))[1]
+    assert metrics(small) == metrics(plain)
+    assert "train images are not kept, since they do not fit" in capsys.readouterr().out
+    assert list((tmp_path / "small").iterdir()) == []
+
+
+def test_decoded_images_and_activations_go_together(train):
+    assert metrics(train("--cache-images")[1]) == metrics(train()[1])
+
+
 def test_arrays_are_kept_too(train, tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "set").mkdir()

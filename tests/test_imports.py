@@ -12,10 +12,11 @@ LAYERS = (
     {"reporting"},
     {"plan", "tracking", "plots", "artifact", "terminal"},
     {"evaluate", "feeds", "cache"},
+    {"pixels"},
     {"frontier", "store"},
     {"surgery", "freezing", "groups", "schedule", "data", "loss", "ema", "hardware", "heads", "recipes"},
     {"imagesets", "folders", "tables", "arrays", "named", "starter"},
-    {"recipe", "archs", "errors"},
+    {"recipe", "archs", "errors", "checked"},
 )
 
 
