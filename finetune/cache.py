@@ -77,7 +77,9 @@ def describe(phases: list[Phase], counts: dict[str, int], place: Path) -> str:
     """What is kept, how large it is and what it saves, in words; `counts` are images per split."""
     lines = []
     for phase in phases:
-        several = f"epochs {phase.epochs.start + 1} to {phase.epochs.stop}: " if len(phases) > 1 else ""
+        first, last = phase.epochs.start + 1, phase.epochs.stop
+        several = f"epoch {first}: " if first == last else f"epochs {first} to {last}: "
+        several = several if len(phases) > 1 else ""
         if not phase.splits:
             lines.append(f"{several}nothing ({phase.why_not})")
             continue
