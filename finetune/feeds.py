@@ -107,8 +107,11 @@ class Feeds:
         if (name, view) not in self.values:
             path, about = self._entry(name, view)
             missing = self.accelerator.is_local_main_process and not store.whole(path)
-            values = self._fill(name, view, path, about) if self._anywhere(missing) else store.read(path)
-            self.values[name, view] = values
+            if self._anywhere(missing):
+                self._fill(name, view, path, about)
+            values = store.read(path)
+            # Another run may have made room in between, on one machine of several.
+            self.values[name, view] = None if self._anywhere(values is None) else values
         return self.values[name, view]
 
     def _anywhere(self, found: bool) -> bool:
@@ -140,8 +143,11 @@ class Feeds:
         about = {"model": net.model, "place": place, "images": f"{len(samples)} {name}", "view": str(view)}
         return self.folder / f"{key}{store.SUFFIX}", about | {"data": self.recipe.images.data}
 
-    def _fill(self, name: str, view: int, path: Path, about: dict[str, str]) -> Tensor | None:
-        """Compute one split's activations, each process its part of the images, and keep them on each machine."""
+    def _fill(self, name: str, view: int, path: Path, about: dict[str, str]) -> None:
+        """Compute one split's activations, each process its part of the images, and keep them on each machine.
+
+        Nothing is kept where there is no room.
+        """
         accelerator, loader = self.accelerator, self.loaders[name]
         count, process, processes = len(loader.dataset), accelerator.process_index, accelerator.num_processes
         rounds = math.ceil(count / (FILL * processes))
@@ -157,7 +163,7 @@ class Feeds:
             worker_init_fn=loader.worker_init_fn,
             generator=torch.Generator(),
         )
-        failed, done = "", 0
+        failed, done = False, 0
         writer = store.Writer(path, count, about) if accelerator.is_local_main_process else None
         title = f"frozen part, {name} images" + (f", view {view + 1}" if name == "train" else "")
         for batch in self.shown(images, title):
@@ -167,23 +173,16 @@ class Feeds:
                     if not done:
                         self.folder.mkdir(parents=True, exist_ok=True)
                         size = count * rows[0].numel() * rows.element_size()
-                        store.make_room(self.folder, size, self.most)
                         if size > self.most:
                             raise OSError("more than --cache-gb")
+                        store.make_room(self.folder, size, self.most)
                     writer.append(rows[: count - done])
-                except OSError as error:
-                    failed = str(error)
+                    if done + len(rows) >= count:
+                        writer.commit()
+                except OSError:
+                    failed = True
+                    writer.abandon()
             done += len(rows)
-        if writer and not failed:
-            try:
-                writer.commit()
-            except OSError as error:
-                failed = str(error)
-        if writer and failed:
-            writer.abandon()
-        if self._anywhere(bool(failed)):
-            return None
-        return store.read(path)
 
     @torch.inference_mode()
     def _compute(self, batch: Batch) -> Tensor:
