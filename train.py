@@ -6,14 +6,14 @@
 It reads straight down: settings, network and images, plan, optimizer, loop.
 """
 
-import math
 import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 
 from finetune import archs, imagesets, launcher, recipes, reporting
-from finetune.errors import STOPPED, UserError, exit_code
+from finetune.errors import STOPPED, exit_code
 from finetune.recipe import period
 
 
@@ -35,6 +35,7 @@ def main(arguments: list[str]) -> int:
         checkpoint,
         data,
         ema,
+        feeds,
         freezing,
         groups,
         hardware,
@@ -63,13 +64,12 @@ def main(arguments: list[str]) -> int:
         model, preprocess, stages = surgery.build(net, len(classes), run.plan, found and found.preprocess)
     model = hardware.share_batchnorm(model, accelerator) if run.sync_bn else model
     rates = recipes.rates(recipe, len(stages))
-    workers = hardware.worker_count(images.workers, device)
-    pairs = freezing.trains_batchnorm(model, stages, rates)
-    loaders = data.make_loaders(imageset.splits, preprocess, recipe, workers, accelerator, pairs)
+    pairs, start_frozen = freezing.trains_batchnorm(model, stages, rates), freezing.frozen_epochs(rates)
+    loaders = data.make_loaders(imageset.splits, preprocess, recipe, accelerator, pairs, start_frozen)
     batches, train_count = loaders["train"].batch_sampler, len(loaders["train"].dataset)
 
     # ---- plan --------------------------------------------------------------------------------------------------------
-    whole = plan.make(recipe, model, stages, rates, preprocess, imageset, loaders, accelerator, precision)
+    whole, phases = plan.make(recipe, model, stages, rates, preprocess, imageset, loaders, accelerator, precision)
     console.print(plan.as_json(whole) if run.json else plan.show(whole), soft_wrap=run.json)
     if run.plan:
         return 0
@@ -82,10 +82,9 @@ def main(arguments: list[str]) -> int:
     # ---- optimizer, and all else that a checkpoint holds -------------------------------------------------------------
     model.to(device, memory_format=torch.channels_last if run.channels_last else torch.contiguous_format)
     optimizer = accelerator.prepare(groups.make_optimizer(model, stages, rates, training))
-    average = ema.make_average(model, training.ema)
-    kept = average.module if average else model  # what is validated and saved
+    average, kept = ema.make_average(model, training.ema)
     lr_factor = schedule.make_schedule(training, batches.updates)
-    class_weights = loss.rarity(imageset.splits["train"].labels, len(classes), training.class_weights).to(device)
+    criterion = loss.make_criterion(training, imageset.splits["train"].labels, len(classes), family.aux_weight, device)
     dropout = noise.Noise(model, run.seed)
     frozen = freezing.unchanging(model, stages, rates)
     about = {"settings": settings, "preprocess": asdict(preprocess)}
@@ -93,30 +92,30 @@ def main(arguments: list[str]) -> int:
         output / "checkpoints", run.keep_checkpoints, accelerator, model, optimizer, average, frozen, about
     )
     progress = checkpoints.load(found) if found else checkpoint.Progress(tracker=tracker.identity)
-    began, history, best_scores = began - progress.seconds, progress.history, None
+    began, history, best_scores, stopped = began - progress.seconds, progress.history, None, False
     requests = signals.Requests(accelerator, *period(run.checkpoint_every))
+    shown = partial(terminal.progress, console=console)
+    source = feeds.Feeds(phases, recipe, model, kept, preprocess, loaders, accelerator, shown, requests.stop)
 
     # ---- loop --------------------------------------------------------------------------------------------------------
-    stopped, phase = False, None
     for epoch in range(progress.epoch, training.epochs):
         if schedule.should_stop(history, training):
             break
         done, epoch_began = progress.done, time.perf_counter() - progress.epoch_seconds
-        freezing.set_phase(model, stages, rates, epoch)
-        if phase != (phase := freezing.phase(rates, epoch)):
-            wrapped = freezing.wrap(accelerator, model, run.compile)
-        batches.start_at(epoch, done - epoch * batches.updates)
         sums = torch.tensor(progress.sums, device=device)  # loss, right answers
-        shown = terminal.progress(loaders["train"], f"epoch {epoch + 1}/{training.epochs}", console)
-        for number, batch in enumerate(shown, 1):
+        freezing.set_phase(model, stages, rates, epoch)
+        batches.start_at(epoch, done - epoch * batches.updates)
+        if (fed := source.at(epoch)) is None:
+            stopped = True
+            break
+        feed, val = fed  # images to the net, or activations to what follows its frozen start
+        for number, batch in enumerate(shown(feed.loader, f"epoch {epoch + 1}/{training.epochs}"), 1):
             last = number % training.accumulate == 0  # part of its update
-            x = data.to_input(batch.images, preprocess, device, run.channels_last)  # (N, C, H, W)
+            x = data.to_input(batch.images, feed.preprocess, device, run.channels_last)  # (N, C, H, W)
             labels, shares, others, mix = batch.targets(device)  # (N,)
             dropout.at(done, batch.places.to(device, non_blocking=True), batches.largest)
-            with nullcontext() if last else accelerator.no_sync(wrapped):
-                logits, losses = loss.cross_entropy(
-                    wrapped(x), labels, others, mix, training.label_smoothing, family.aux_weight, class_weights
-                )
+            with nullcontext() if last else accelerator.no_sync(feed.net):
+                logits, losses = criterion(feed.net(x), labels, others, mix)
                 # The shares of a global batch add up to 1 over all processes, whose gradients DDP averages.
                 accelerator.backward((losses * shares).sum() * processes)
             sums += (torch.stack([losses.detach(), logits.argmax(1) == labels]) * (shares > 0)).sum(1)
@@ -140,16 +139,14 @@ def main(arguments: list[str]) -> int:
         speed = train_count / (time.perf_counter() - epoch_began)
         scores = None
         if not stopped:
-            scores = evaluate(kept, loaders["val"], preprocess, run.channels_last, accelerator, requests.stop)
+            scores = evaluate(val.net, val.loader, val.preprocess, run.channels_last, accelerator, requests.stop)
         if scores is None:
             progress.move(epoch, done, sums, epoch_began, began)
             stopped = True
             break
-        train = (accelerator.reduce(sums) / train_count).tolist()
-        if not math.isfinite(total := train[0] + scores.loss):
-            raise UserError(f"the loss is {total} in epoch {epoch + 1}. Lower --lr, or set --clip-norm 1.")
+        means = (accelerator.reduce(sums) / train_count).tolist()
         seconds = time.perf_counter() - epoch_began
-        line = tracking.epoch_record(epoch, done, optimizer, stages, train, scores, speed, seconds)
+        line = tracking.epoch_record(epoch, done, optimizer, stages, means, scores, speed, seconds)
         history.append(line)
         if improved := tracking.better(line, progress.best, training.best_by):
             progress.best, best_scores = line, scores

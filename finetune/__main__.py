@@ -14,6 +14,7 @@ VERBS = {
     "compare": "one table of any number of runs, and their curves together",
     "plot": "draw a run's pictures again",
     "push": "put a model and its card on the Hugging Face Hub",
+    "cache": "list or clear what is kept of frozen parts and of decoded images",
     "export": "write the model as a state dict, for torch.export or as ONNX, and check it",
 }
 

@@ -91,6 +91,6 @@ def make_plan(recipe: Recipe) -> plan.Plan:
     model, preprocess, stages = surgery.build(net, len(imageset.classes), empty=True)
     rates = recipes.rates(recipe, len(stages))
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-    pairs = freezing.trains_batchnorm(model, stages, rates)
-    loaders = data.make_loaders(imageset.splits, preprocess, recipe, 0, accelerator, pairs)
-    return plan.make(recipe, model, stages, rates, preprocess, imageset, loaders, accelerator, "float32")
+    pairs, frozen = freezing.trains_batchnorm(model, stages, rates), freezing.frozen_epochs(rates)
+    loaders = data.make_loaders(imageset.splits, preprocess, recipe, accelerator, pairs, frozen)
+    return plan.make(recipe, model, stages, rates, preprocess, imageset, loaders, accelerator, "float32")[0]

@@ -25,6 +25,7 @@ from torchvision.transforms.v2 import functional
 from finetune.archs import Preprocess
 from finetune.arrays import channels as array_channels
 from finetune.errors import UserError
+from finetune.hardware import worker_count
 from finetune.imagesets import Split
 from finetune.recipe import Recipe
 
@@ -33,6 +34,7 @@ class Draw(NamedTuple):
     """One sample of a batch: what `Samples` takes as an index."""
 
     epoch: int
+    """Which of the image's augmented views: see `GlobalBatches.view`."""
     index: int
     share: float
     """Its weight in the mean over the global batch; 0 for one that only fills a process's empty batch."""
@@ -46,7 +48,7 @@ class Batch(NamedTuple):
     """What a loader yields."""
 
     images: Tensor
-    """(N, C, H, W), uint8, or float32 in [0, 1] from arrays of floats."""
+    """(N, C, H, W), uint8, or float32 in [0, 1] from arrays of floats; or (N, …), activations of a frozen part."""
     labels: Tensor
     """(N,), int64."""
     shares: Tensor
@@ -175,7 +177,8 @@ class GlobalBatches(Sampler[list[Draw]]):
 
     Say `start_at` before iterating. With `seed=None` the order is that of the split. With `parts`, each global batch
     comes in so many, for gradients that are accumulated. With `weights` (one per image), images are drawn with
-    replacement. A last batch of less than `fewest` images joins the one before.
+    replacement. A last batch of less than `fewest` images joins the one before. In the first `frozen` epochs, `views`
+    views of each image take turns, if `views` is not 0.
     """
 
     def __init__(
@@ -188,9 +191,12 @@ class GlobalBatches(Sampler[list[Draw]]):
         parts: int = 1,
         weights: Tensor | None = None,
         fewest: int = 1,
+        views: int = 0,
+        frozen: float = 0,
     ) -> None:
         self.count, self.seed, self.weights, self.parts = count, seed, weights, parts
         self.process, self.processes = process, processes
+        self.views, self.frozen = views, frozen
         self.epoch = self.first = 0
         self.starts = list(range(0, count, batch_size))
         if seed is not None and 0 < count % batch_size < fewest and len(self.starts) > 1:
@@ -213,6 +219,10 @@ class GlobalBatches(Sampler[list[Draw]]):
     def _bounds(self) -> list[tuple[int, int]]:
         return list(zip(self.starts, [*self.starts[1:], self.count], strict=True))
 
+    def view(self, epoch: int) -> int:
+        """Which augmented view of its images an epoch sees."""
+        return epoch % self.views if self.views and epoch < self.frozen else epoch
+
     def __len__(self) -> int:
         return (len(self.starts) - self.first) * self.parts
 
@@ -224,9 +234,10 @@ class GlobalBatches(Sampler[list[Draw]]):
                 order = torch.randperm(self.count, generator=generator).tolist()
             else:
                 order = torch.multinomial(self.weights, self.count, replacement=True, generator=generator).tolist()
+        view = self.view(self.epoch)
         for start, stop in self._bounds()[self.first :]:
             batch = order[start:stop]
-            draws = [Draw(self.epoch, k, 1 / len(batch), batch[p - 1], p) for p, k in enumerate(batch)]
+            draws = [Draw(view, k, 1 / len(batch), batch[p - 1], p) for p, k in enumerate(batch)]
             for part in range(self.parts):
                 mine = draws[self.process + self.processes * part :: self.processes * self.parts]
                 yield mine or [draws[0]._replace(share=0.0)]
@@ -248,17 +259,19 @@ def make_loaders(
     splits: dict[str, Split],
     preprocess: Preprocess,
     recipe: Recipe,
-    workers: int,
     accelerator: Accelerator,
     pairs: bool = False,
+    frozen: float = 0,
 ) -> dict[str, DataLoader]:
     """A loader of `Batch` per split: `train` shuffled and augmented, the others in order and as in use.
 
-    With `pairs`, each process has at least two images of every batch, of which BatchNorm can take statistics. The
-    loaders are not for `accelerator.prepare`, since `GlobalBatches` already takes this process's part.
+    With `pairs`, each process has at least two images of every batch, of which BatchNorm can take statistics. `frozen`
+    is the number of epochs in which the start of the network is. The loaders are not for `accelerator.prepare`, since
+    `GlobalBatches` already takes this process's part.
     """
     images, training, seed = recipe.images, recipe.training, recipe.run.seed
     process, processes = accelerator.process_index, accelerator.num_processes
+    workers = worker_count(images.workers, accelerator.device)
     if workers:
         atexit.register(_end_workers)
     loaders = {}
@@ -277,6 +290,9 @@ def make_loaders(
                 training.accumulate,
                 weights,
                 fewest=2 * processes * training.accumulate if pairs else 1,
+                # Without augmentation all views are one. What is mixed with another image has no views of its own.
+                views=0 if mix else 1 if images.augment == "none" else images.views,
+                frozen=frozen,
             )
         else:
             transform, mix = evaluation_transform(preprocess), None
@@ -303,11 +319,16 @@ def _collate_mixed(samples: list[tuple[Tensor, int, float, int, int, int, float]
     return Batch(torch.stack(images), *map(torch.tensor, numbers))
 
 
-def to_input(images: Tensor, preprocess: Preprocess, device: torch.device, channels_last: bool) -> Tensor:
-    """Images (N, C, H, W), uint8 or in [0, 1], on any device → normalised float32 ones on `device`."""
+def to_input(images: Tensor, preprocess: Preprocess | None, device: torch.device, channels_last: bool) -> Tensor:
+    """Images (N, C, H, W), uint8 or in [0, 1], on any device → normalised float32 ones on `device`.
+
+    Without `preprocess` they are activations, which are taken as they are.
+    """
+    if preprocess is None:
+        return images.to(device, non_blocking=True)
     scale = 255 if images.dtype == torch.uint8 else 1
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    x = images.to(device, non_blocking=True).to(torch.float32, memory_format=layout)  # (N, C, H, W)
+    x = images.to(device, non_blocking=True).to(torch.float32)  # (N, C, H, W)
     mean = torch.tensor(preprocess.mean, device=device).view(1, -1, 1, 1) * scale
     std = torch.tensor(preprocess.std, device=device).view(1, -1, 1, 1) * scale
-    return x.sub_(mean).div_(std)
+    x = x.sub(mean).div_(std)  # before the change of layout: a loop over three channels inside is slow on a CPU
+    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)

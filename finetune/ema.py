@@ -6,12 +6,16 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
-def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
-    """The average of a model's weights and buffers, to be updated after each update; None where `decay` is 0.
+def make_average(model: nn.Module, decay: float) -> tuple[AveragedModel | None, nn.Module]:
+    """The average of a model's weights and buffers, to be updated after each update, and what is validated and saved.
 
-    Polyak & Juditsky 1992, in the form that forgets exponentially.
+    Where `decay` is 0 there is no average, and the model itself is. Polyak & Juditsky 1992, in the form that forgets
+    exponentially.
     """
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
+    if not decay:
+        return None, model
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    return average, average.module
 
 
 def update(average: AveragedModel | None, model: nn.Module) -> None:

@@ -49,7 +49,7 @@ class Scores:
 def evaluate(
     model: nn.Module,
     loader: DataLoader,
-    preprocess: Preprocess,
+    preprocess: Preprocess | None,
     channels_last: bool,
     accelerator: Accelerator,
     stop: Callable[[], bool] = lambda: False,

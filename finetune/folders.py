@@ -11,6 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from finetune import checked
 from finetune.errors import UserError
 from finetune.imagesets import ImageSet, Split, grouped, stratified
 
@@ -142,16 +143,29 @@ def decodable(paths: list[str], skip_bad_images: bool) -> dict[str, str]:
 def _undecodable(paths: list[str]) -> dict[str, str]:
     """The files that do not decode, with the reason."""
 
-    def reason(path: str) -> str:
-        try:
-            with Image.open(path) as image:
-                # A JPEG is decoded at an eighth of its size: all its bytes are read, most of the arithmetic is saved.
-                image.draft("RGB", (1, 1))
-                image.load()
-        except Exception as error:  # Pillow's decoders raise many kinds, struct.error and SyntaxError among them
-            return str(error) or type(error).__name__
-        return ""
+    def look(chosen: list[str]) -> list[str]:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside the interpreter's lock
+            return [why for whys in pool.map(_reasons, _batched(chosen)) for why in whys]
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside the interpreter's lock
-        reasons = pool.map(reason, paths)
-        return {path: why for path, why in zip(paths, reasons, strict=True) if why}
+    return checked.reasons(paths, look)
+
+
+def _batched(paths: list[str], size: int = 64) -> list[list[str]]:
+    """Parts of a list; a task per file would cost more than a small file's decoding."""
+    return [paths[start : start + size] for start in range(0, len(paths), size)]
+
+
+def _reasons(paths: list[str]) -> list[str]:
+    return [_reason(path) for path in paths]
+
+
+def _reason(path: str) -> str:
+    """Why a file does not decode; empty if it does."""
+    try:
+        with Image.open(path) as image:
+            # A JPEG is decoded at an eighth of its size: all its bytes are read, most of the arithmetic is saved.
+            image.draft("RGB", (1, 1))
+            image.load()
+    except Exception as error:  # Pillow's decoders raise many kinds, struct.error and SyntaxError among them
+        return str(error) or type(error).__name__
+    return ""

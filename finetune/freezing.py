@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from accelerate import Accelerator
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -18,6 +20,11 @@ def trained(rate: Rate | None, epoch: int) -> bool:
 def phase(rates: list[Rate | None], epoch: int) -> list[bool]:
     """Which depths are trained in an epoch; a new phase begins where this changes."""
     return [trained(rate, epoch) for rate in rates]
+
+
+def frozen_epochs(rates: list[Rate | None]) -> float:
+    """How many epochs the first depth stays frozen; infinity if it always is."""
+    return rates[0].start if rates[0] else math.inf
 
 
 def has_batchnorm(model: nn.Module, paths: list[str]) -> bool:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from finetune.recipe import Training
 
 
 def cross_entropy(
@@ -35,6 +40,18 @@ def cross_entropy(
     for other in auxiliary:
         losses = losses + aux_weight * each(other)
     return logits, losses
+
+
+def make_criterion(
+    training: Training, labels: list[int], classes: int, aux_weight: float, device: torch.device
+) -> Callable[..., tuple[Tensor, Tensor]]:
+    """`cross_entropy` of (outputs, labels, others, mix), with the settings of a training on images of these labels."""
+    return partial(
+        cross_entropy,
+        label_smoothing=training.label_smoothing,
+        aux_weight=aux_weight,
+        class_weights=rarity(labels, classes, training.class_weights).to(device),
+    )
 
 
 def rarity(labels: list[int], classes: int, on: bool) -> Tensor:

@@ -72,7 +72,7 @@ def test(
     optimizer = accelerator.prepare(groups.make_optimizer(model, stages, rates, training))
     wrapped = freezing.wrap(accelerator, model, recipe.run.compile)
     aux_weight = archs.find(recipe.net.model).aux_weight
-    weights = loss.rarity(loader.dataset.split.labels, classes, training.class_weights).to(device)
+    criterion = loss.make_criterion(training, loader.dataset.split.labels, classes, aux_weight, device)
     tried: list[float] = []
     smoothed: list[float] = []
     mean = 0.0
@@ -83,9 +83,7 @@ def test(
         for batch in itertools.islice(parts, training.accumulate):
             x = data.to_input(batch.images, preprocess, device, recipe.run.channels_last)  # (N, C, H, W)
             labels, shares, others, mix = batch.targets(device)  # (N,)
-            _, each = loss.cross_entropy(
-                wrapped(x), labels, others, mix, training.label_smoothing, aux_weight, weights
-            )  # (N,)
+            _, each = criterion(wrapped(x), labels, others, mix)  # (N,)
             accelerator.backward((each * shares).sum() * accelerator.num_processes)
             total += (each.detach() * shares).sum()
         if training.clip_norm:

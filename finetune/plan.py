@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.data import DataLoader
 
-from finetune import errors, freezing, hardware
+from finetune import cache, errors, freezing, hardware
 from finetune.archs import Preprocess, depth_name, parameter_depths
 from finetune.errors import UserError
 from finetune.imagesets import ImageSet
@@ -137,8 +137,9 @@ def make(
     loaders: dict[str, DataLoader],
     accelerator: Accelerator,
     precision: str,
-) -> Plan:
-    """Work out the plan of a run. The model is left as it is in the first epoch."""
+) -> tuple[Plan, list[cache.Phase]]:
+    """The plan of a run, and what it keeps of a frozen start. The model is left as it is in the first epoch."""
+    phases = cache.decide(recipe, model, stages, rates, preprocess, loaders, accelerator)
     net, training = recipe.net, recipe.training
     workers, updates_per_epoch = loaders["train"].num_workers, loaders["train"].batch_sampler.updates
     processes, classes = accelerator.num_processes, len(imageset.classes)
@@ -172,7 +173,7 @@ def make(
         f"{in_words(need.activations)} of it activations; {in_words(free)} are free"
         + (f". That is too little. {advice(need, free, training)}" if need.total > free else ""),
         "checkpoints": f"at each epoch's end{every}; the newest {recipe.run.keep_checkpoints} are kept",
-        "cached": "nothing: each epoch draws fresh augmentations",
+        "cached": cache.describe(phases, counts, cache.folder(recipe.run.cache_dir)),
     }
     if processes > 1 and freezing.trains_batchnorm(model, stages, rates):
         facts["BatchNorm"] = (
@@ -182,7 +183,7 @@ def make(
         )
     errors.when_memory_runs_out(advice(need, free, training))
     title = f"{recipe.recipe}: {net.model}, weights {net.weights}, {preprocess.crop} × {preprocess.crop} pixels"
-    return Plan(title, table, facts, need, updates_per_epoch, training.epochs)
+    return Plan(title, table, facts, need, updates_per_epoch, training.epochs), phases
 
 
 def advice(need: Memory, free: int, training: Training) -> str:

@@ -3,55 +3,68 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+import matplotlib
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import to_pil_image
 
 from finetune import charts
 from finetune.charts import ORANGE
 from finetune.data import Draw, Samples
 from finetune.evaluate import Scores
 
-
-def _picture(axes: Axes, image: Tensor, title: str, color: str = "black") -> None:
-    """Draw an image (C, H, W), of which one or three channels can be seen, with a title that fits over it."""
-    seen = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
-    axes.imshow(seen.permute(1, 2, 0).numpy())  # (H, W, 3)
-    lines = [textwrap.shorten(line, 26, placeholder="…") or line[:25] + "…" for line in title.split("\n") if line]
-    axes.set_title("\n".join(lines), fontsize=8, color=color)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_color(color)
-        spine.set_linewidth(0.5 if color == "black" else 2.5)
+TILE, GAP, LINE = 190, 14, 17  # pixels: a picture's side, the space between two, the height of a line
 
 
-def _grid(rows: int, columns: int, title: str) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(1.6 * columns, 1.85 * rows + 0.4), layout="constrained")
-    figure.suptitle(title, fontsize=10)
-    cells = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in cells:
-        axes.set_axis_off()
-    return figure, cells
+class _Picture(NamedTuple):
+    """One picture of a grid."""
+
+    image: Tensor
+    """(C, H, W), uint8 or in [0, 1]; one or three of its channels are shown."""
+    title: str
+    """At most two lines, shortened to fit."""
+    framed: bool = False
+
+
+def _grid(path: Path, columns: int, title: str, pictures: Sequence[_Picture]) -> None:
+    """Write pictures side by side, each under its title. Drawn by Pillow: axes for each of them would take seconds."""
+    step, top = TILE + GAP, 3 * LINE
+    rows = -(-len(pictures) // columns)
+    canvas = Image.new("RGB", (columns * step + GAP, top + rows * (step + 2 * LINE)), "white")
+    draw = ImageDraw.Draw(canvas)
+    place = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # Pillow's own lacks many signs
+    font, larger = ImageFont.truetype(place, 12), ImageFont.truetype(place, 16)
+    draw.text((canvas.width // 2, LINE), title, "black", larger, "mm")
+    for k, (image, text, framed) in enumerate(pictures):
+        x, y = GAP + k % columns * step, top + k // columns * (step + 2 * LINE) + 2 * LINE
+        seen = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
+        square = to_pil_image(seen).resize((TILE, TILE))
+        if framed:
+            draw.rectangle((x - 4, y - 4, x + TILE + 3, y + TILE + 3), fill=ORANGE)
+        canvas.paste(square, (x, y))
+        lines = [textwrap.shorten(line, 26, placeholder="…") or line[:25] + "…" for line in text.split("\n") if line]
+        draw.text((x + TILE // 2, y - 6), "\n".join(lines), ORANGE if framed else "black", font, "md", align="center")
+    beside = path.with_name(f".{path.name}")
+    canvas.save(
+        beside, path.suffix.removeprefix(".") or "png", **({} if path.suffix == ".jpg" else {"compress_level": 1})
+    )
+    beside.replace(path)
 
 
 def augmentations(path: Path, samples: Samples, plain: v2.Transform, classes: list[str]) -> None:
-    """A few training images: each as evaluation would see it, then as training sees it in the first five epochs."""
+    """A few training images: each as evaluation would see it, then five of the views that training sees."""
     chosen = _spread(samples.split.labels, 5)
-    figure, cells = _grid(len(chosen), 6, "Left: as in evaluation. Right: as training sees it in epochs 1 to 5")
-    undisturbed = Samples(samples.split, samples.channels, plain, samples.seed)
-    for row, index in enumerate(chosen):
-        views = [undisturbed[Draw(0, index, 1.0)][0], *(samples[Draw(epoch, index, 1.0)][0] for epoch in range(5))]
-        for column, view in enumerate(views):
-            axes = cells[6 * row + column]
-            axes.set_axis_on()
-            _picture(axes, view, classes[samples.split.labels[index]] if column == 0 else "")
-    charts.save(figure, path)
+    undisturbed, pictures = Samples(samples.split, samples.channels, plain, samples.seed), []
+    for index in chosen:
+        pictures.append(_Picture(undisturbed[Draw(0, index, 1.0)][0], classes[samples.split.labels[index]]))
+        pictures += [_Picture(samples[Draw(epoch, index, 1.0)][0], "") for epoch in range(5)]
+    _grid(path, 6, "Left: as in evaluation. Right: five augmented views for training", pictures)
 
 
 def _spread(labels: list[int], count: int) -> list[int]:
@@ -76,24 +89,21 @@ def top_losses(path: Path, samples: Samples, scores: Scores, classes: list[str])
 
 
 def _scored(path: Path, samples: Samples, scores: Scores, classes: list[str], chosen: list[int], title: str) -> None:
-    figure, cells = _grid(-(-len(chosen) // 5), 5, title)
-    for axes, index in zip(cells, chosen, strict=False):
+    pictures = []
+    for index in chosen:
         guess, label = int(scores.guesses[index, 0]), int(scores.labels[index])
-        axes.set_axis_on()
         names = f"{scores.probabilities[index, 0]:.0%} {classes[guess]}\n| {classes[label]}"
-        _picture(axes, samples[Draw(0, index, 1.0)][0], names, "black" if guess == label else ORANGE)
-    charts.save(figure, path)
+        pictures.append(_Picture(samples[Draw(0, index, 1.0)][0], names, framed=guess != label))
+    _grid(path, 5, title, pictures)
 
 
 def answers(path: Path, found: list[Any], classes: list[str]) -> None:
     """A grid of images with what a model says of them; `found` are `inference.Answer`s that have their images."""
-    columns = min(5, max(1, len(found)))
-    figure, cells = _grid(max(1, -(-len(found) // columns)), columns, "")
-    for axes, answer in zip(cells, found, strict=False):
-        axes.set_axis_on()
+    pictures = []
+    for answer in found:
         guess, probability = answer.top[0]
-        _picture(axes, answer.image, f"{probability:.0%} {classes[guess]}\n{Path(answer.path).name}")
-    charts.save(figure, path)
+        pictures.append(_Picture(answer.image, f"{probability:.0%} {classes[guess]}\n{Path(answer.path).name}"))
+    _grid(path, min(5, max(1, len(found))), "", pictures)
 
 
 def preview(folder: Path, loaders: dict[str, DataLoader], classes: list[str]) -> None:

@@ -77,10 +77,16 @@ class Images:
     """Mix each image with another of its batch, in shares drawn from Beta(this, this) (Zhang et al. 2018). 0: never."""
     cutmix: float = 0.0
     """Paste a part of another image of the batch, likewise (Yun et al. 2019). With both, one of them at random."""
+    views: int = 4
+    """While the start of the network is frozen: augmented views of each image that are used in turn, epoch by epoch, so
+    that what it makes of them can be kept. 0: every epoch draws fresh ones, and nothing of them is kept."""
     balanced: bool = False
     """Draw each class equally often, with replacement, however many images it has."""
     skip_bad_images: bool = False
     """Leave out images that do not decode, and count them, instead of refusing to start."""
+    cache_images: bool = False
+    """Keep decoded images in --cache-dir, within --cache-gb: for epochs over files that take long to decode. Results do
+    not change."""
     workers: int = -1
     """Processes that decode images, per training process. -1: none on a CPU, else up to 8. Results do not change."""
 
@@ -163,6 +169,11 @@ class Run:
     """On several GPUs, take BatchNorm's statistics over all of them, as if they were one. Slower."""
     compile: bool = False
     """Compile the network (torch.compile): minutes at the start, faster steps on a recent GPU."""
+    cache_dir: Path | None = None
+    """Where a frozen start's activations are kept, for this run and later ones. None: ~/.cache/finetune/features."""
+    cache_gb: float | None = None
+    """The most that this folder may hold, in GB; what was not used for longest makes room. 0: nothing is kept. None:
+    half of what it holds and of what is free on its disk. Results do not change."""
     output: Path | None = None
     """The run's folder, new or empty. None: runs/<recipe>-<time>."""
     resume: bool = False
@@ -256,6 +267,9 @@ def resolve(recipe: Recipe) -> Recipe:
     check("unfreeze-every", depths.unfreeze_every, depths.unfreeze_every >= 1, "at least 1")
     check("head-epochs", depths.head_epochs, depths.head_epochs >= 0, "at least 0")
     check("body-scale", depths.body_scale, 0 < depths.body_scale <= 1, "above 0 and at most 1")
+    check("views", images.views, images.views >= 0, "at least 0 (0 draws fresh ones in each epoch)")
+    if run.cache_gb is not None:
+        check("cache-gb", run.cache_gb, run.cache_gb >= 0, "at least 0 (0 keeps nothing)")
     check("val-fraction", images.val_fraction, 0 < images.val_fraction < 1, "between 0 and 1")
     check("crop-scale", images.crop_scale, 0 < images.crop_scale <= 1, "above 0 and at most 1")
     check("workers", images.workers, images.workers >= -1, "a number of processes, or -1 for auto")

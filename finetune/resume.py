@@ -15,6 +15,7 @@ from finetune.errors import UserError
 MAY_CHANGE = (
     *("epochs", "patience", "min_delta", "tracker", "project", "output", "checkpoint_every", "keep_checkpoints"),
     *("data", "data_root", "workers", "eval_batch_size", "accumulate", "num_processes", "device", "compile"),
+    *("cache_dir", "cache_gb", "cache_images", "log_every", "log_model"),
 )
 UNTOLD = ("versions", "git_commit", "resume")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import subprocess
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from accelerate import Accelerator
 
 from finetune.archs import depth_name
 from finetune.checkpoint import Progress
+from finetune.errors import UserError
 from finetune.evaluate import Scores
 from finetune.imagesets import ImageSet
 from finetune.recipe import Recipe
@@ -86,8 +88,11 @@ def epoch_record(
 ) -> dict[str, Any]:
     """A line of metrics.jsonl, in which epochs count from 1; `train` is loss and accuracy.
 
-    The rate of a depth that is still frozen is 0, so that the file tells when it started.
+    The rate of a depth that is still frozen is 0, so that the file tells when it started. Raises `UserError` where a
+    loss is not finite.
     """
+    if not math.isfinite(total := train[0] + scores.loss):
+        raise UserError(f"the loss is {total} in epoch {epoch + 1}. Lower --lr, or set --clip-norm 1.")
     rates = {
         depth_name(group["depth"], len(stages)): group["lr"] if epoch >= group["start"] else 0.0
         for group in optimizer.param_groups

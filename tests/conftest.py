@@ -1,11 +1,14 @@
 """Small image folders, and the training script in this process or in forked ones."""
 
+import atexit
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -22,6 +25,9 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
 ROOT = Path(__file__).parent.parent
+CACHE = tempfile.mkdtemp(prefix="finetune-tests-")
+OWNER = os.getpid()  # forked processes leave it alone
+atexit.register(lambda: os.getpid() == OWNER and shutil.rmtree(CACHE, ignore_errors=True))
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 CLASSES = ("blue", "green", "red")
 
@@ -117,7 +123,7 @@ class Started:
 def with_defaults(flags: list[str]) -> list[str]:
     """Flags for a run of a second or two, where they are not given."""
     tiny = {"--model": "shufflenet_v2_x0_5", "--image-size": "32", "--weights": "none", "--epochs": "2"}
-    default = {**tiny, "--tracker": "none", "--precision": "no"}
+    default = {**tiny, "--tracker": "none", "--precision": "no", "--cache-dir": CACHE}
     return [word for flag, value in default.items() if flag not in flags for word in (flag, value)] + flags
 
 
@@ -148,6 +154,7 @@ def train(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         reset_accelerate()
         words = [] if "--data" in flags else ["--data", str(data)]
         words += [] if "--output" in flags else ["--output", str(output)]
+        words += [] if "--cache-dir" in flags else ["--cache-dir", str(tmp_path / "cache")]
         with monkeypatch.context() as patched:
             if not pictures:  # a second each, which few tests look at
                 patched.setattr("finetune.plots.draw_all", lambda *_: None)

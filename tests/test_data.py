@@ -10,7 +10,7 @@ from torchvision import transforms as v1
 from finetune import data, folders
 from finetune.archs import Preprocess
 from finetune.errors import UserError
-from finetune.recipe import Recipe, Run, Training
+from finetune.recipe import Images, Recipe, Run, Training
 
 PREPROCESS = Preprocess(36, 32, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -27,8 +27,8 @@ def samples(split, seed=0):
 
 def loaders(split, workers=0, batch_size=4):
     accelerator = Accelerator(cpu=True)
-    recipe = Recipe(training=Training(batch_size=batch_size), run=Run(seed=3))
-    return data.make_loaders(split, PREPROCESS, recipe, workers, accelerator)
+    recipe = Recipe(images=Images(workers=workers), training=Training(batch_size=batch_size), run=Run(seed=3))
+    return data.make_loaders(split, PREPROCESS, recipe, accelerator)
 
 
 def test_augmentation_depends_on_seed_epoch_and_index_alone(split):

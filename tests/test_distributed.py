@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 def launch(launcher: list[str], output, data, *flags: str) -> subprocess.CompletedProcess:
     common = ["--recipe", "feature_extractor", "--data", str(data), "--output", str(output), "--tracker", "none"]
+    common += ["--cache-dir", f"{output}-cache"]
     tiny = ["--model", "shufflenet_v2_x0_5", "--weights", "starter", "--epochs", "2", "--batch-size", "5"]
     command = [*launcher, "train.py", *common, *tiny, *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -22,7 +22,7 @@ def test_every_image_counts_once_for_every_remainder(image_folder, batch_size):
     accelerator = Accelerator(cpu=True)
     splits = folders.read(image_folder, 0.2, 0, False).splits
     recipe = Recipe(training=Training(eval_batch_size=batch_size))
-    loader = data.make_loaders(splits, PREPROCESS, recipe, 0, accelerator)["val"]
+    loader = data.make_loaders(splits, PREPROCESS, recipe, accelerator)["val"]
     scores = evaluate(model, loader, PREPROCESS, True, accelerator)
 
     samples = loader.dataset

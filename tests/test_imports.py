@@ -12,7 +12,9 @@ LAYERS = (
     {"plan", "tracking", "tracker", "plots", "artifact", "terminal", "resume", "export", "card"},
     {"charts", "runs", "media"},
     {"analysis"},
-    {"evaluate", "checkpoint"},
+    {"evaluate", "checkpoint", "feeds", "cache"},
+    {"pixels"},
+    {"frontier", "store"},
     {
         "surgery",
         "freezing",
@@ -29,7 +31,7 @@ LAYERS = (
     },
     {"launcher"},
     {"imagesets", "folders", "tables", "arrays", "named", "starter"},
-    {"recipe", "archs", "errors"},
+    {"recipe", "archs", "errors", "checked"},
 )
 
 

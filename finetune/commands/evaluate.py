@@ -61,15 +61,14 @@ def main(arguments: list[str]) -> int:
     if output and output.exists():
         raise UserError(f"--output {output} exists already. Name a new folder, or remove it.")
 
-    from finetune import hardware, inference, terminal
+    from finetune import inference, terminal
 
     ready = inference.make_ready(options.run, options.precision)
     console = terminal.make_console(ready.accelerator.is_main_process)
     images, imageset = read(ready, options)
     split, name = choose(images, imageset, options)
     split = matched(split, imageset.classes, ready.classes, options.some_classes)
-    workers = hardware.worker_count(options.workers, ready.accelerator.device)
-    scores = score(ready, split, options.batch_size, workers, options.tta)
+    scores = score(ready, split, options.batch_size, options.workers, options.tta)
     if not ready.accelerator.is_main_process:
         return 0
     figures = measure(scores, ready.classes, names_of(split))
@@ -138,8 +137,9 @@ def score(ready: Ready, split: Split, batch_size: int, workers: int, tta: bool) 
     from finetune.evaluate import evaluate
 
     recipe = ready.recipe
-    recipe = replace(recipe, training=replace(recipe.training, eval_batch_size=batch_size))
-    loader = data.make_loaders({"val": split}, ready.preprocess, recipe, workers, ready.accelerator)["val"]
+    images, training = replace(recipe.images, workers=workers), replace(recipe.training, eval_batch_size=batch_size)
+    recipe = replace(recipe, images=images, training=training)
+    loader = data.make_loaders({"val": split}, ready.preprocess, recipe, ready.accelerator)["val"]
     model = inference.Mirrored(ready.opened.model) if tta else ready.opened.model
     return evaluate(model, loader, ready.preprocess, recipe.run.channels_last, ready.accelerator, fill=batch_size)
 

@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
         if scores is not None:
             charts.of_scores(folder, scores, ready.classes, "Validation")
     else:
-        loaders = data.make_loaders(imageset.splits, ready.preprocess, ready.recipe, 0, ready.accelerator)
+        loaders = data.make_loaders(imageset.splits, ready.preprocess, ready.recipe, ready.accelerator)
         if scores is None or scores.labels.tolist() != imageset.splits["val"].labels:
             scores = score(ready, loaders)
         plots.draw_all(folder, run.history, best, loaders, scores, ready.classes)

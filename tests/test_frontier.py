@@ -1,0 +1,118 @@
+"""A network cut where its frozen start ends computes and trains what it did whole."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from finetune import archs, freezing, frontier, surgery
+from finetune.recipe import Net, Rate
+
+FAMILIES = [family.models.split()[0] for family in archs.FAMILIES]
+SIZES = {"inception_v3": 299, "alexnet": 64, "maxvit_t": 224}  # the least that these take; else 32
+LARGE = {name for name in FAMILIES if name.startswith(("vgg", "inception", "maxvit", "squeezenet1_1"))} - {"vgg11"}
+
+
+def build(name: str, last: int | None, size: int | None = None, empty: bool = False):
+    """The net on images of `size` with its last depths trained (None: half of them), and its cut."""
+    torch.manual_seed(0)
+    size = size or SIZES.get(name, 32)
+    # Without the hundred million weights of the old nets' classifiers.
+    pool_size = 1 if name.startswith(("vgg", "alexnet")) else None
+    net = Net(model=name, weights="none", image_size=size, pool_size=pool_size)
+    model, _, stages = surgery.build(net, 3, empty=True)
+    if not empty:
+        for path, parameter in list(model.named_parameters()):
+            owner, _, attribute = path.rpartition(".")
+            scale = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 1.0
+            values = torch.empty(parameter.shape).uniform_(-scale, scale)
+            setattr(model.get_submodule(owner), attribute, nn.Parameter(values))
+    frozen = len(stages) - (last or len(stages) // 2)
+    rates = [None if depth < frozen else Rate(1.0) for depth in range(len(stages))]
+    freezing.set_phase(model, stages, rates, 0)
+    return model, stages, rates, frontier.find(model, (3, size, size))
+
+
+def train(model: nn.Module, net: nn.Module, inputs: torch.Tensor) -> list[torch.Tensor]:
+    """Outputs of two updates; the net may be the model or its suffix."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    seen = []
+    for step in range(2):
+        torch.manual_seed(step)  # dropout, stochastic depth
+        outputs = net(inputs.clone())  # as from a loader: a suffix may begin with dropout in place
+        seen += [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
+        seen[-1].softmax(1).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return seen
+
+
+@pytest.mark.parametrize("last", [None, pytest.param(1, marks=pytest.mark.slow)], ids=["half", "head"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in FAMILIES]
+)
+def test_both_parts_together_are_the_whole_in_training_and_in_evaluation(name, last):
+    model, stages, rates, cut = build(name, last)
+    assert 0 < cut.nodes < len(cut.evaluation.nodes)
+    other = copy.deepcopy(model)
+    size = SIZES.get(name, 32)
+    images = torch.randn(4, 3, size, size)
+    with torch.no_grad():
+        features = cut.prefix(other)(images)
+    assert tuple(features.shape[1:]) == cut.shape
+    for one, two in zip(train(model, model, images), train(other, cut.suffix(other, True), features), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+    for (key, one), two in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6, msg=key)
+    suffix = cut.suffix(other, False).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(suffix(features.clone()), model.eval()(images), rtol=1e-5, atol=1e-6)
+    freezing.set_phase(model, stages, rates, 0)
+    trained = {id(p) for p in other.parameters() if p.requires_grad}
+    assert trained <= {id(p) for p in cut.suffix(other, True).parameters()}, "the suffix trains the model's own"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", archs.BY_NAME)
+def test_every_model_can_be_cut(name):
+    for last in (1, None):
+        size = surgery.build(Net(model=name, weights="none"), 3, empty=True)[1].crop
+        cut = build(name, last, size, empty=True)[3]
+        assert cut.prefix_flops > cut.suffix_flops if last and not archs.find(name).aux else cut.prefix_flops > 0
+
+
+def test_the_cut_moves_back_with_what_is_frozen():
+    places = {last: build("resnet18", last)[3].place for last in (1, 2, 3, 4, 5)}
+    assert places == {1: "flatten", 2: "layer3.1.relu", 3: "layer2.1.relu", 4: "layer1.1.relu", 5: "maxpool"}
+    assert build("resnet18", 6)[3] is None, "nothing is frozen"
+
+
+def test_what_is_random_in_training_lies_behind_the_cut():
+    """SqueezeNet's head begins with dropout; EfficientNet's stages hold stochastic depth, which is off while frozen."""
+    assert build("squeezenet1_0", 1)[3].place.startswith("features.12.")
+    model, *_, cut = build("efficientnet_b0", 2)
+    assert cut.place.startswith("features.7.")
+    model.features[2][1].stochastic_depth.train()
+    assert frontier.find(model, (3, 32, 32)).place.startswith("features.2.0.")
+
+
+def test_a_prefix_whose_batchnorm_would_move_is_not_cut_off():
+    model = build("resnet18", 1)[0]
+    model.layer2[0].bn1.train()
+    assert frontier.find(model, (3, 32, 32)).place == "layer1.1.relu"
+
+
+def test_the_digest_tells_weights_settings_and_places_apart():
+    model, *_, cut = build("resnet18", 1)
+    first = frontier.digest(cut.prefix(model))
+    assert frontier.digest(cut.prefix(copy.deepcopy(model))) == first
+    model.fc.weight.data.add_(1.0)  # not in the prefix
+    assert frontier.digest(cut.prefix(model)) == first
+    changed = copy.deepcopy(model)
+    changed.layer1[0].bn1.running_mean[0] += 1e-6
+    assert frontier.digest(cut.prefix(changed)) != first
+    changed = copy.deepcopy(model)
+    changed.layer1[0].bn1.eps = 1e-3
+    assert frontier.digest(cut.prefix(changed)) != first
+    assert frontier.digest(build("resnet18", 2)[3].prefix(model)) != first
