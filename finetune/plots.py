@@ -51,9 +51,7 @@ def _grid(path: Path, columns: int, title: str, pictures: Sequence[_Picture]) ->
         lines = [textwrap.shorten(line, 26, placeholder="…") or line[:25] + "…" for line in text.split("\n") if line]
         draw.text((x + TILE // 2, y - 6), "\n".join(lines), ORANGE if framed else "black", font, "md", align="center")
     beside = path.with_name(f".{path.name}")
-    canvas.save(
-        beside, path.suffix.removeprefix(".") or "png", **({} if path.suffix == ".jpg" else {"compress_level": 1})
-    )
+    canvas.save(beside, "jpeg" if path.suffix in (".jpg", ".jpeg") else "png", compress_level=1)
     beside.replace(path)
 
 

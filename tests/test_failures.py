@@ -71,7 +71,7 @@ def test_out_of_memory_says_which_setting_to_lower_and_to_what(start, monkeypatc
 
 
 def test_the_gpus_own_error_gets_the_same_message(train, monkeypatch, capsys):
-    def cross_entropy(*_):
+    def cross_entropy(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(loss, "cross_entropy", cross_entropy)

@@ -37,6 +37,11 @@ def read_ended(output: Path, seconds: float = 20) -> Read:
 def read(output: Path) -> Read:
     """The one offline run beneath a run's folder."""
     (path,) = (output / "wandb").glob("offline-run-*/*.wandb")
+    return read_file(path)
+
+
+def read_file(path: Path) -> Read:
+    """One .wandb file."""
     found = Read()
     for data in _records(path.read_bytes()):
         record = wandb_internal_pb2.Record.FromString(data)
