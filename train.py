@@ -13,8 +13,8 @@ from dataclasses import asdict
 from functools import partial
 
 from finetune import archs, imagesets, launcher, recipes, reporting
+from finetune.checks import period
 from finetune.errors import STOPPED, exit_code
-from finetune.recipe import period
 
 
 def main(arguments: list[str]) -> int:
@@ -51,6 +51,7 @@ def main(arguments: list[str]) -> int:
         tracking,
     )
     from finetune.evaluate import evaluate
+    from finetune.samples import to_input
 
     accelerator, precision = hardware.make_accelerator(run.precision, run.tracker, output)
     main_process, device, processes = accelerator.is_main_process, accelerator.device, accelerator.num_processes
@@ -111,7 +112,7 @@ def main(arguments: list[str]) -> int:
         feed, val = fed  # images to the net, or activations to what follows its frozen start
         for number, batch in enumerate(shown(feed.loader, f"epoch {epoch + 1}/{training.epochs}"), 1):
             last = number % training.accumulate == 0  # part of its update
-            x = data.to_input(batch.images, feed.preprocess, device, run.channels_last)  # (N, C, H, W)
+            x = to_input(batch.images, feed.preprocess, device, run.channels_last)  # (N, C, H, W)
             labels, shares, others, mix = batch.targets(device)  # (N,)
             dropout.at(done, batch.places.to(device, non_blocking=True), batches.largest)
             with nullcontext() if last else accelerator.no_sync(feed.net):

@@ -31,13 +31,14 @@ normalise = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 steps = [transforms.RandomResizedCrop(224, (0.35, 1.0)), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
 if sys.argv[1] == "ours":
     from finetune import data, folders
+    from finetune.samples import Samples, to_input, training_transform
     from finetune.archs import Preprocess
     own = Preprocess(256, 224, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     split = folders.read(Path(sys.argv[2]), 0.2, 0, False).splits["train"]
-    samples = data.Samples(split, 3, data.training_transform(own, "basic", 0.35), 0)
+    samples = Samples(split, 3, training_transform(own, "basic", 0.35), 0)
     batches = data.GlobalBatches(len(samples), 32, 0)
     loader = torch.utils.data.DataLoader(samples, batch_sampler=batches, collate_fn=data._collate)
-    ready = lambda batch: data.to_input(batch.images, own, torch.device("cpu"), True)
+    ready = lambda batch: to_input(batch.images, own, torch.device("cpu"), True)
 else:
     samples = datasets.ImageFolder(Path(sys.argv[2]) / "train", transforms.Compose([*steps, normalise]))
     loader = torch.utils.data.DataLoader(samples, 32, shuffle=True)

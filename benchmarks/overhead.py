@@ -23,9 +23,10 @@ from accelerate import Accelerator, debug_launcher
 from safetensors.torch import save_file
 from torch import nn
 
-from finetune import checkpoint, data, freezing, groups, signals, starter, surgery
+from finetune import checkpoint, durable, freezing, groups, signals, starter, surgery
 from finetune.folders import read
 from finetune.recipe import Net, Rate, Training
+from finetune.samples import Draw, Samples, training_transform
 
 
 def seconds(work: Callable[[], object], times: int) -> float:
@@ -64,7 +65,7 @@ def checkpoints(model_name: str) -> str:
         momentum = {str(k): held["momentum_buffer"].clone() for k, held in enumerate(optimizer.state.values())}
         for name, held in {"model": weights, "optimizer": momentum, "best": weights}.items():
             save_file(held, place / name)
-            checkpoint.sync(place / name)
+            durable.sync(place / name)
 
     stalls, totals, bares = [], [], []
     for _ in range(7):
@@ -118,10 +119,10 @@ def seeding() -> str:
     """Seeding torch's generator for a sample against loading and augmenting it."""
     images = read(Path(starter.path("starter")).expanduser(), 0.2, 0, False)
     _, preprocess, _ = surgery.build(Net(model="shufflenet_v2_x0_5", weights="none", image_size=64), 10)
-    samples = data.Samples(images.splits["train"], 3, data.training_transform(preprocess, "basic", 0.08), 0)
+    samples = Samples(images.splits["train"], 3, training_transform(preprocess, "basic", 0.08), 0)
 
     part = seconds(lambda: samples._seeded(lambda: None, of=(3, 5)), 2000)
-    whole = seconds(lambda: samples[data.Draw(0, 5, 1.0)], 300)
+    whole = seconds(lambda: samples[Draw(0, 5, 1.0)], 300)
     return (
         f"| seeding a sample | {part * 1e6:.0f} µs | loading and augmenting it, {preprocess.crop} pixels | "
         f"{whole * 1e6:.0f} µs | {part / whole:.2%} |"

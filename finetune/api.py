@@ -17,6 +17,8 @@ from torchvision.transforms.v2 import functional
 from finetune import artifact, data, freezing, imagesets, plan, recipes, surgery
 from finetune.archs import Preprocess
 from finetune.recipe import Recipe
+from finetune.samples import evaluation_transform, to_input
+from finetune.samples import load as load_image
 
 Picture: TypeAlias = "str | Path | Image.Image | np.ndarray | Tensor"
 
@@ -37,19 +39,19 @@ def load(run: str | Path) -> tuple[nn.Module, Callable[[Any], Tensor], list[str]
 
 def transform_of(preprocess: Preprocess) -> Callable[[Any], Tensor]:
     """The evaluation transform as one function; see `load`."""
-    resize_and_crop, channels = data.evaluation_transform(preprocess), len(preprocess.mean)
+    resize_and_crop, channels = evaluation_transform(preprocess), len(preprocess.mean)
 
     def transform(pictures: Picture | Sequence[Picture]) -> Tensor:
         given = pictures if isinstance(pictures, list | tuple) else [pictures]
         images = torch.stack([resize_and_crop(_tensor(picture, channels)) for picture in given])  # (N, C, H, W)
-        return data.to_input(images, preprocess, torch.device("cpu"), channels_last=True)
+        return to_input(images, preprocess, torch.device("cpu"), channels_last=True)
 
     return transform
 
 
 def _tensor(picture: Picture, channels: int) -> Tensor:
     if not isinstance(picture, Tensor):
-        return data.load(str(picture) if isinstance(picture, Path) else picture, channels)
+        return load_image(str(picture) if isinstance(picture, Path) else picture, channels)
     if picture.ndim != 3 or (picture.dtype != torch.uint8 and not picture.is_floating_point()):
         raise ValueError(
             f"an image is a tensor (C, H, W) of uint8 or floats, not {tuple(picture.shape)} {picture.dtype}"

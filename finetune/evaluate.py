@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from finetune.archs import Preprocess
-from finetune.data import to_input
+from finetune.samples import to_input
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from finetune import cache, freezing, frontier, pixels, store
 from finetune.archs import Preprocess
-from finetune.data import Batch, Draw, to_input
+from finetune.data import Batch
 from finetune.recipe import Recipe
+from finetune.samples import Draw, to_input
 
 FORMAT = 1  # raise it when a change alters what is stored
 FILL = 32  # images that are computed together; the same for all, since their number enters the rounding
@@ -34,7 +35,7 @@ class Feed(NamedTuple):
     net: nn.Module
     loader: DataLoader
     preprocess: Preprocess | None
-    """For `data.to_input`; None for activations."""
+    """For `samples.to_input`; None for activations."""
 
 
 class Feeds:

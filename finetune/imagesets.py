@@ -15,7 +15,7 @@ from finetune.recipe import Images
 
 @dataclass(frozen=True)
 class Split:
-    """One split: images in whatever form `data.load` takes, and for each the position of its class."""
+    """One split: images in whatever form `samples.load` takes, and for each the position of its class."""
 
     items: Sequence[Any]
     """File paths, an array (N, …), or a torchvision dataset."""

@@ -12,11 +12,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from finetune import artifact, data, hardware, recipes, runs
+from finetune import artifact, hardware, recipes, runs
 from finetune.archs import Preprocess
 from finetune.errors import UserError
 from finetune.evaluate import filled
 from finetune.recipe import Recipe
+from finetune.samples import evaluation_transform, load, to_input
 
 
 @dataclass(frozen=True)
@@ -81,14 +82,14 @@ class Files(Dataset):
 
     def __init__(self, paths: list[str], preprocess: Preprocess) -> None:
         self.paths, self.channels = paths, len(preprocess.mean)
-        self.transform = data.evaluation_transform(preprocess)
+        self.transform = evaluation_transform(preprocess)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, k: int) -> tuple[str, Tensor | None, str]:
         try:
-            return self.paths[k], self.transform(data.load(self.paths[k], self.channels)), ""
+            return self.paths[k], self.transform(load(self.paths[k], self.channels)), ""
         except UserError as error:
             return self.paths[k], None, str(error).partition(" does not decode: ")[2]
 
@@ -112,7 +113,7 @@ def answers(
         images = [image for _, image, _ in rows if image is not None]
         tops = iter(())
         if images:
-            x = data.to_input(filled(torch.stack(images), batch_size), ready.preprocess, device, channels_last)
+            x = to_input(filled(torch.stack(images), batch_size), ready.preprocess, device, channels_last)
             with ready.accelerator.autocast():
                 logits = model(x).float()[: len(images)]  # (N, classes)
             probabilities, guesses = logits.softmax(1).topk(min(topk, logits.shape[1]))

@@ -13,10 +13,11 @@ from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader
 
-from finetune import archs, charts, data, freezing, groups, loss, terminal
+from finetune import archs, charts, freezing, groups, loss, terminal
 from finetune.archs import Preprocess
 from finetune.errors import UserError
 from finetune.recipe import Rate, Recipe
+from finetune.samples import to_input
 
 LOWEST, HIGHEST, UPDATES = 1e-6, 10.0, 160
 SMOOTHING = 0.9  # of the loss, which is that of one batch at a time
@@ -81,7 +82,7 @@ def test(
         rate = LOWEST * (HIGHEST / LOWEST) ** (update / (UPDATES - 1))
         total = torch.zeros((), device=device)
         for batch in itertools.islice(parts, training.accumulate):
-            x = data.to_input(batch.images, preprocess, device, recipe.run.channels_last)  # (N, C, H, W)
+            x = to_input(batch.images, preprocess, device, recipe.run.channels_last)  # (N, C, H, W)
             labels, shares, others, mix = batch.targets(device)  # (N,)
             _, each = criterion(wrapped(x), labels, others, mix)  # (N,)
             accelerator.backward((each * shares).sum() * accelerator.num_processes)

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from finetune.data import Draw, Samples
 from finetune.evaluate import Scores
+from finetune.samples import Draw, Samples
 
 WORST = 20  # mistakes in the table
 LARGEST_CHART = 100  # classes of W&B's own confusion chart, whose table takes 10 000 rows

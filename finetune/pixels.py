@@ -14,8 +14,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from finetune import store
-from finetune.data import Samples, load
 from finetune.imagesets import Split
+from finetune.samples import Samples, load
 
 FORMAT = 1  # raise it when a change alters what is stored
 PART = 64  # images decoded together

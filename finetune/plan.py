@@ -18,9 +18,10 @@ from torch.utils.data import DataLoader
 
 from finetune import cache, errors, freezing, hardware
 from finetune.archs import Preprocess, depth_name, parameter_depths
+from finetune.checks import period
 from finetune.errors import UserError
 from finetune.imagesets import ImageSet
-from finetune.recipe import Rate, Recipe, Training, period
+from finetune.recipe import Rate, Recipe, Training
 
 
 @dataclass(frozen=True)

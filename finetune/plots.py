@@ -16,8 +16,8 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from finetune import charts
 from finetune.charts import ORANGE
-from finetune.data import Draw, Samples
 from finetune.evaluate import Scores
+from finetune.samples import Draw, Samples
 
 TILE, GAP, LINE = 190, 14, 17  # pixels: a picture's side, the space between two, the height of a line
 

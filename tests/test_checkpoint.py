@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from conftest import reset_accelerate
 from torch import nn
 
-from finetune import checkpoint
+from finetune import checkpoint, durable
 from finetune.errors import UserError
 
 ABOUT = {
@@ -93,7 +93,7 @@ def test_only_the_newest_are_kept_and_neighbours_share_no_file(parts, tmp_path):
     for done in (1, 2):
         only.save(checkpoint.Progress(done=done))
     assert [path.name for path in (tmp_path / "one").iterdir()] == ["0000-00000002"]
-    assert checkpoint.damage(tmp_path / "one" / "0000-00000002") is None
+    assert durable.damage(tmp_path / "one" / "0000-00000002") is None
 
 
 FILES = (

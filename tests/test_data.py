@@ -11,6 +11,7 @@ from finetune import data, folders
 from finetune.archs import Preprocess
 from finetune.errors import UserError
 from finetune.recipe import Images, Recipe, Run, Training
+from finetune.samples import Draw, Samples, evaluation_transform, load, to_input, training_transform
 
 PREPROCESS = Preprocess(36, 32, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -21,8 +22,8 @@ def split(image_folder):
 
 
 def samples(split, seed=0):
-    transform = data.training_transform(PREPROCESS, "basic", 0.08)
-    return data.Samples(split["train"], 3, transform, seed)
+    transform = training_transform(PREPROCESS, "basic", 0.08)
+    return Samples(split["train"], 3, transform, seed)
 
 
 def loaders(split, workers=0, batch_size=4):
@@ -32,10 +33,10 @@ def loaders(split, workers=0, batch_size=4):
 
 
 def test_augmentation_depends_on_seed_epoch_and_index_alone(split):
-    first = samples(split)[data.Draw(1, 5, 1.0)][0]
+    first = samples(split)[Draw(1, 5, 1.0)][0]
     torch.rand(7)  # whatever else was drawn in between
-    assert torch.equal(samples(split)[data.Draw(1, 5, 0.25)][0], first)
-    others = ((0, data.Draw(2, 5, 1.0)), (0, data.Draw(1, 6, 1.0)), (1, data.Draw(1, 5, 1.0)))
+    assert torch.equal(samples(split)[Draw(1, 5, 0.25)][0], first)
+    others = ((0, Draw(2, 5, 1.0)), (0, Draw(1, 6, 1.0)), (1, Draw(1, 5, 1.0)))
     for other in [samples(split, seed)[draw] for seed, draw in others]:
         assert not torch.equal(other[0], first)
 
@@ -44,7 +45,7 @@ def test_drawing_a_sample_leaves_the_global_generator_alone(split):
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    samples(split)[data.Draw(0, 0, 1.0)]
+    samples(split)[Draw(0, 0, 1.0)]
     next(iter(loaders(split)["train"]))
     assert torch.equal(torch.rand(3), expected)
 
@@ -90,8 +91,8 @@ def test_a_last_image_alone_joins_the_batch_before():
 def test_evaluation_transform_agrees_with_torchvisions_on_pil_images(tmp_path):
     smooth = np.linspace(0, 255, 90)[:, None, None] * np.linspace(0.2, 1, 120)[None, :, None] * np.ones(3)
     Image.fromarray(smooth.astype(np.uint8)).save(tmp_path / "a.png")
-    ours = data.evaluation_transform(PREPROCESS)(data.load(str(tmp_path / "a.png"), 3))
-    ours = data.to_input(ours[None], PREPROCESS, torch.device("cpu"), channels_last=True)[0]
+    ours = evaluation_transform(PREPROCESS)(load(str(tmp_path / "a.png"), 3))
+    ours = to_input(ours[None], PREPROCESS, torch.device("cpu"), channels_last=True)[0]
     reference = v1.Compose([
         v1.Resize(36), v1.CenterCrop(32), v1.ToTensor(), v1.Normalize(PREPROCESS.mean, PREPROCESS.std)
     ])(Image.open(tmp_path / "a.png"))  # fmt: skip
@@ -101,15 +102,15 @@ def test_evaluation_transform_agrees_with_torchvisions_on_pil_images(tmp_path):
 def test_images_of_every_mode_decode_to_upright_rgb(tmp_path):
     grey = np.linspace(0, 65535, 48, dtype=np.uint16).reshape(6, 8)
     Image.fromarray(grey).save(tmp_path / "deep.png")
-    assert data.load(str(tmp_path / "deep.png"), 3).amax() == 255
-    assert data.load(str(tmp_path / "deep.png"), 3)[:, 3, 0].tolist() == [int(grey[3, 0] / 257)] * 3
+    assert load(str(tmp_path / "deep.png"), 3).amax() == 255
+    assert load(str(tmp_path / "deep.png"), 3)[:, 3, 0].tolist() == [int(grey[3, 0] / 257)] * 3
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     Image.new("RGB", (8, 6)).save(tmp_path / "turned.jpg", exif=exif)
-    assert data.load(str(tmp_path / "turned.jpg"), 3).shape == (3, 8, 6)
+    assert load(str(tmp_path / "turned.jpg"), 3).shape == (3, 8, 6)
     for mode in ("L", "RGBA", "P", "CMYK", "1"):
         path = tmp_path / f"{mode}.{'jpg' if mode == 'CMYK' else 'png'}"
         Image.new(mode, (8, 6)).save(path)
-        assert data.load(str(path), 3).shape == (3, 6, 8)
+        assert load(str(path), 3).shape == (3, 6, 8)
     with pytest.raises(UserError, match=r"gone\.jpg does not decode"):
-        data.load(str(tmp_path / "gone.jpg"), 3)
+        load(str(tmp_path / "gone.jpg"), 3)

@@ -11,6 +11,7 @@ from finetune import data, folders
 from finetune.archs import Preprocess
 from finetune.evaluate import Scores, evaluate
 from finetune.recipe import Recipe, Training
+from finetune.samples import Draw, to_input
 
 PREPROCESS = Preprocess(36, 32, "bilinear", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 
@@ -26,10 +27,10 @@ def test_every_image_counts_once_for_every_remainder(image_folder, batch_size):
     scores = evaluate(model, loader, PREPROCESS, True, accelerator)
 
     samples = loader.dataset
-    images = torch.stack([samples[data.Draw(0, k, 1.0)][0] for k in range(9)])
+    images = torch.stack([samples[Draw(0, k, 1.0)][0] for k in range(9)])
     labels = torch.tensor(samples.split.labels)
     with torch.no_grad():
-        logits = model.eval()(data.to_input(images, PREPROCESS, torch.device("cpu"), True))
+        logits = model.eval()(to_input(images, PREPROCESS, torch.device("cpu"), True))
     assert torch.equal(scores.labels, labels)
     assert scores.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-6)
     assert scores.accuracy == pytest.approx(multiclass_accuracy(logits, labels, 3, average="micro").item())

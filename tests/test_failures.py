@@ -12,21 +12,21 @@ import torch
 from conftest import ROOT, with_defaults
 from test_resume import wait_for
 
-from finetune import data, groups, launcher, loss
+from finetune import groups, launcher, loss, samples
 from finetune.errors import UserError
 
 FLAGS = ("--recipe", "finetune", "--epochs", "5000", "--checkpoint-every", "1")
 
 
 def test_an_image_that_goes_bad_on_one_rank_ends_all_with_its_message_first(start, monkeypatch):
-    original, begun = data.load, time.monotonic()
+    original, begun = samples.load, time.monotonic()
 
     def load(item, channels):
         if time.monotonic() - begun > 3 and str(item).endswith("train/blue/03.jpg"):
             raise UserError(f"{item} does not decode: it is gone")
         return original(item, channels)
 
-    monkeypatch.setattr(data, "load", load)
+    monkeypatch.setattr(samples, "load", load)
     run = start("run", *FLAGS, "--workers", "1", processes=2)
     assert sorted(run.wait(60)) == [1, 2], run.said
     assert run.said.count("error: ") == 1

@@ -9,9 +9,10 @@ import torch
 import torchvision
 from PIL import Image
 
-from finetune import data, imagesets, named
+from finetune import imagesets, named
 from finetune.errors import UserError
 from finetune.recipe import Images
+from finetune.samples import load
 
 
 def read(path, channels=3, **settings):
@@ -38,7 +39,7 @@ def test_arrays_of_every_layout_are_the_same_images(tmp_path, shape, dtype):
         found = read(place)
         assert found.classes == ["0", "1"]
         assert {name: len(split.labels) for name, split in found.splits.items()} == {"train": 16, "val": 4, "test": 6}
-        image = data.load(found.splits["test"].items[3], 3)
+        image = load(found.splits["test"].items[3], 3)
         assert image.shape == (3, 12, 8)
         expected = torch.from_numpy(held["x_train"][3]).squeeze()
         expected = expected.movedim(-1, 0) if shape[-1] == 3 else expected
@@ -147,7 +148,7 @@ def test_a_named_set_is_downloaded_once_and_split(monkeypatch, tmp_path):
     found = read("cifar10", data_root=tmp_path)
     assert Toy.downloads == 1
     assert {name: len(split.labels) for name, split in found.splits.items()} == {"train": 24, "val": 6, "test": 9}
-    assert data.load(found.splits["test"].items[2], 3)[:, 0, 0].tolist() == [20, 20, 20]
+    assert load(found.splits["test"].items[2], 3)[:, 0, 0].tolist() == [20, 20, 20]
     assert read("cifar10", data_root=tmp_path).splits["val"].labels == found.splits["val"].labels
     assert Toy.downloads == 1
 

@@ -12,7 +12,7 @@ LAYERS = (
     {"plan", "tracking", "tracker", "plots", "artifact", "terminal", "resume", "export", "card"},
     {"charts", "runs", "media"},
     {"analysis"},
-    {"evaluate", "checkpoint", "feeds", "cache"},
+    {"evaluate", "checkpoint", "durable", "feeds", "cache"},
     {"pixels"},
     {"frontier", "store"},
     {
@@ -21,6 +21,7 @@ LAYERS = (
         "groups",
         "schedule",
         "data",
+        "samples",
         "loss",
         "ema",
         "hardware",
@@ -30,7 +31,7 @@ LAYERS = (
         "signals",
     },
     {"launcher"},
-    {"imagesets", "folders", "tables", "arrays", "named", "starter"},
+    {"checks", "imagesets", "folders", "tables", "arrays", "named", "starter"},
     {"recipe", "archs", "errors", "checked"},
 )
 

@@ -8,8 +8,9 @@ import pytest
 from conftest import ROOT
 
 from finetune import recipes
+from finetune.checks import resolve
 from finetune.errors import UserError
-from finetune.recipe import Depths, Images, Net, Rate, Recipe, Run, Training, resolve
+from finetune.recipe import Depths, Images, Net, Rate, Recipe, Run, Training
 
 
 def test_every_recipe_answers_for_every_depth():

@@ -16,8 +16,9 @@ from typing import Any
 
 import tyro
 
+from finetune.checks import resolve
 from finetune.errors import UserError, unknown
-from finetune.recipe import Rate, Recipe, resolve
+from finetune.recipe import Rate, Recipe
 
 NAMES = sorted(module.name for module in pkgutil.iter_modules(__path__))
 
