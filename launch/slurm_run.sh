@@ -19,9 +19,9 @@ trap 'kill -USR1 $step' USR1 # the time limit is near: srun passes it on
 trap : TERM                  # preempted: Slurm tells the tasks itself
 while wait $step; code=$?; [ $code -gt 128 ] && kill -0 $step 2>/dev/null; do :; done
 
-# The run left word that it was stopped after a checkpoint; or a signal ended it before the first update. Not so if it
-# was scancel that stopped it: that is for good.
+# The run left word that it was stopped after a checkpoint; or a signal ended it before the first update. A job that
+# scancel ends is no longer running, and does not come back.
 if [ -e "$output/resume-me" ] || [ $code = 138 ] || [ $code = 143 ]; then
-    scontrol show job "$SLURM_JOB_ID" | grep -q JobState=CANCELLED || scontrol requeue "$SLURM_JOB_ID"
+    scontrol show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING && scontrol requeue "$SLURM_JOB_ID"
 fi
 exit $code
