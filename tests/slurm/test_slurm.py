@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.slurm
-# 40 epochs of half a second: long enough to be interrupted, by Slurm's clock of whole minutes too.
+# 100 epochs of a fifth to half a second: long enough to be interrupted on a fast machine.
 TRAINING = "--recipe finetune --model mobilenet_v3_small --image-size 32 --weights none --batch-size 8 --precision no"
 UNDER_WAY = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "NODE_FAIL")
 MULTI, ARRAY = "launch/slurm_multi_node.sh", "launch/slurm_array.sh"
@@ -82,7 +82,7 @@ def training(tmp_path_factory) -> tuple[str, ...]:
     folder = tmp_path_factory.mktemp("images")
     write_images(folder / "train", 7)
     write_images(folder / "val", 3, seed=1)
-    return (*TRAINING.split(), "--data", str(folder), "--epochs", "40")
+    return (*TRAINING.split(), "--data", str(folder), "--epochs", "100")
 
 
 @pytest.fixture(scope="module")
@@ -115,12 +115,12 @@ def assert_logged_once(output: Path) -> None:
     rows = [row for path in files for row in wandb_file.read_file(path).rows]
     steps = [row["_step"] for row in rows]
     assert steps == sorted(set(steps))
-    assert [row["epoch"] for row in rows if "val_loss" in row] == list(range(1, 41))
+    assert [row["epoch"] for row in rows if "val_loss" in row] == list(range(1, 101))
 
 
 def test_two_nodes_train_one_run_to_the_end(whole):
     summary = json.loads((whole / "summary.json").read_text())
-    assert (summary["num_processes"], summary["epochs_run"]) == (2, 40)
+    assert (summary["num_processes"], summary["epochs_run"]) == (2, 100)
     assert load_file(whole / "model" / "model.safetensors")
     assert_logged_once(whole)
 
