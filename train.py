@@ -40,7 +40,6 @@ def main(arguments: list[str]) -> int:
         groups,
         hardware,
         loss,
-        lr_find,
         noise,
         plan,
         resume,
@@ -78,6 +77,8 @@ def main(arguments: list[str]) -> int:
     if run.preview:
         return reporting.preview(output, loaders, classes, console)
     if run.lr_find:
+        from finetune import lr_find  # late: it draws, and matplotlib would delay every run
+
         return lr_find.run(recipe, output, model, stages, rates, preprocess, loaders, classes, accelerator, console)
 
     # ---- optimizer, and all else that a checkpoint holds -------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Checkpoints are whole or not there, and damage of any kind is found before anything is touched."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -161,29 +162,36 @@ def test_what_was_left_half_written_is_no_checkpoint_and_is_replaced(two, parts)
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 3 MiB."""
+    """A file system of 8 MiB."""
     place = tmp_path / "disk"
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)]
     if sys.platform != "linux" or os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("only root can mount a small file system")
     yield place
     subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
+def fill(path: Path) -> None:
+    """Write zeros until the disk is full."""
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
 def test_a_full_disk_ends_the_run_with_one_message_and_the_last_checkpoint_whole(train, small_disk, capsys):
     output = small_disk / "run"
-    flags = (
+    flags = [
         "--recipe",
         "feature_extractor",
         "--weights",
         "starter",
+        "--keep-checkpoints",
+        "99",
         "--output",
         str(output),
-        "--keep-checkpoints",
-        "9",
-    )
-    code, _ = train(*flags, "--epochs", "50")
+    ]
+    code, _ = train(*flags, "--epochs", "999")
     assert code == 2
     error = capsys.readouterr().err
     assert "cannot be written" in error or "the disk is full" in error
@@ -191,6 +199,7 @@ def test_a_full_disk_ends_the_run_with_one_message_and_the_last_checkpoint_whole
     newest = checkpoint.find(output / "checkpoints")
     assert newest.skipped == []
     assert newest.progress.epoch >= 1
+    fill(small_disk / "other")
     code, _ = train(*flags, "--epochs", str(newest.progress.epoch + 1), "--resume")
     assert code == 2, "still full"
     assert checkpoint.find(output / "checkpoints").folder == newest.folder

@@ -226,6 +226,16 @@ def test_class_names_with_signs_of_mathematics_are_drawn_as_they_are(train, tmp_
     assert all((output / "plots" / f"{name}.png").exists() for name in PICTURES)
 
 
+def test_nothing_that_draws_or_logs_is_imported_before_training(image_folder):
+    code = (
+        "import sys, train; train.main(sys.argv[1:]); "
+        "print([name for name in ('matplotlib', 'wandb', 'torchmetrics') if name in sys.modules])"
+    )
+    flags = ["--data", str(image_folder), "--model", "shufflenet_v2_x0_5", "--weights", "none", "--plan"]
+    done = subprocess.run([sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.rstrip().endswith("[]")
+
+
 def test_a_picture_that_fails_costs_no_result(train, monkeypatch, capsys):
     monkeypatch.setattr("finetune.charts.curves", None)
     code, output = train("--epochs", "1", pictures=True)
