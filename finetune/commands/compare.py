@@ -18,7 +18,11 @@ from finetune.errors import UserError
 if TYPE_CHECKING:
     from finetune.runs import RunFiles
 
-NO_SETTING = {"output", "versions", "classes", "tracker", "project", "data_root", "workers", "git_commit"}
+# What does not say how a run was trained.
+NO_SETTING = {
+    *("output", "versions", "classes", "images", "tracker", "project", "data_root", "workers", "git_commit"),
+    *("checkpoint_every", "keep_checkpoints", "cache_dir", "cache_gb", "cache_images", "log_every", "log_model"),
+}
 MEASURES = ("epochs run", "best epoch", "val accuracy", "val loss", "test accuracy", "images/s", "seconds")
 
 
