@@ -94,6 +94,8 @@ def main(arguments: list[str]) -> int:
         output / "checkpoints", run.keep_checkpoints, accelerator, model, optimizer, average, frozen, about
     )
     progress = checkpoints.load(found) if found else checkpoint.Progress(tracker=tracker.identity)
+    if main_process and progress.best:  # what is there may be newer, or half renamed
+        artifact.save(output / "model", checkpoints.best_state(), net, classes, preprocess, progress.best)
     began, history, best_scores, stopped = began - progress.seconds, progress.history, None, False
     requests = signals.Requests(accelerator, *period(run.checkpoint_every))
     shown = partial(terminal.progress, console=console)

@@ -47,10 +47,11 @@ class Noise:
         units = (*units[1:], units[0]) if last else units  # drawn in the order of the memory, which is read once
         # Sixteen random bits a value: a quarter of the draws, and a probability that is right to 1 / 65536.
         count, drop = self.batch_size * math.prod(units), min(round(layer.p * 65536), 65535)
-        generator = torch.Generator(x.device).manual_seed(mixed(self.seed, self.update, number))
-        bits = torch.empty(-(-count // 4), dtype=torch.int64, device=x.device)
+        place = x.device if x.device.type in ("cpu", "cuda") else torch.device("cpu")  # others draw in their own ways
+        generator = torch.Generator(place).manual_seed(mixed(self.seed, self.update, number))
+        bits = torch.empty(-(-count // 4), dtype=torch.int64, device=place)
         bits = bits.random_(-(2**63), None, generator=generator).view(torch.int16)[:count]
-        kept = bits.view(self.batch_size, *units) >= drop - 32768
+        kept = bits.view(self.batch_size, *units).to(x.device) >= drop - 32768
         if len(self.places) < self.batch_size:
             kept = kept[self.places]
         kept = kept.movedim(-1, 1) if last else kept.view(*kept.shape, *[1] * (x.ndim - kept.ndim))

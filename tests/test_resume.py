@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -194,6 +195,18 @@ def test_resuming_needs_no_weights_file(train, tmp_path):
     weights.unlink()
     assert train(*flags, "--epochs", "2", "--resume", "--output", str(run))[0] == 0
     assert metrics(run) == metrics(whole)
+
+
+def test_a_model_folder_that_a_kill_left_out_comes_back(train):
+    flags = ("--lr", "1e-12", "--best-by", "loss")
+    code, output = train(*flags, "--epochs", "1")
+    assert code == 0
+    whole = (output / "model" / "model.safetensors").read_bytes()
+    shutil.rmtree(output / "model")
+    (output / "model.new").mkdir()
+    assert train(*flags, "--epochs", "1", "--resume", "--output", str(output))[0] == 0
+    assert (output / "model" / "model.safetensors").read_bytes() == whole
+    assert not (output / "model.new").exists()
 
 
 def test_a_run_without_a_checkpoint_starts_from_the_beginning(train, capsys):
