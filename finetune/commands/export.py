@@ -45,13 +45,13 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Write the file and say how far it is from the model; the exit code."""
     options = parse(Options, "export", arguments)
-    needed = ("onnx", "onnxscript", "onnxruntime") if options.format == "onnx" else ()
-    if any(importlib.util.find_spec(name) is None for name in needed):
-        raise UserError("--format onnx needs packages that are not here: pip install onnx onnxscript onnxruntime")
 
     from finetune import artifact, export
 
     folder = artifact.find(options.run)
+    needed = ("onnx", "onnxscript", "onnxruntime") if options.format == "onnx" else ()
+    if any(importlib.util.find_spec(name) is None for name in needed):
+        raise UserError("--format onnx needs packages that are not here: pip install onnx onnxscript onnxruntime")
     home = folder.parent if folder.name == "model" else folder
     path = options.output or home / "export" / f"model{export.SUFFIXES[options.format]}"
     if options.output is None and not path.parent.exists():
