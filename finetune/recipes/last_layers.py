@@ -3,7 +3,7 @@
     python train.py --recipe last_layers --layers 2 --data path/to/folder --model resnet18
 
 Source: "train the last few layers", as the grey-image write-up has it: the fewer, the better for generalisation.
-Measured, best validation accuracy over seeds 0 and 1: 0.975 ± 0.000 on the starter set, 0.938 ± 0.005 on
+Measured, best validation accuracy over seeds 0 and 1: 0.978 ± 0.004 on the starter set, 0.935 ± 0.000 on
 ants and bees with squeezenet1_0.
 """
 

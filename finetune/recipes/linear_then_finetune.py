@@ -6,7 +6,7 @@ Once the head fits the features, a gradient through it no longer distorts them, 
 trained on. Source: Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform
 Out-of-Distribution".
 
-Measured, best validation accuracy over seeds 0 and 1: 0.972 ± 0.004 on the starter set, 0.925 ± 0.005 on
+Measured, best validation accuracy over seeds 0 and 1: 0.972 ± 0.004 on the starter set, 0.938 ± 0.014 on
 ants and bees with squeezenet1_0.
 """
 
