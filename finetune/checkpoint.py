@@ -72,8 +72,8 @@ class Found:
     progress: Progress
     state: dict[str, Any]
     """The rest of `state.json`."""
-    skipped: list[str]
-    """Newer ones that are damaged, each with what is wrong."""
+    damaged: dict[Path, str]
+    """Newer ones, each with what is wrong."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -225,6 +225,8 @@ class Checkpoints:
             self.accelerator.scaler.load_state_dict(found.state["scaler"])
         self.best = load_file(found.folder / "best.safetensors")
         self.newest = found.folder.name
+        for path in found.damaged if self.accelerator.is_main_process else ():
+            shutil.rmtree(path)  # whole ones of the same names will come
         sums, rank = found.progress.sums, self.accelerator.process_index
         if len(sums) == self.accelerator.num_processes:
             return replace(found.progress, sums=sums[rank])
@@ -247,15 +249,16 @@ def find(folder: Path) -> Found | None:
 
     Raises `UserError` where there are some and none is whole, or where it is of a newer format.
     """
-    skipped = []
+    damaged: dict[Path, str] = {}
     for path in sorted(names(folder), reverse=True):
         if wrong := damage(path):
-            skipped.append(f"{path.name}: {wrong}")
+            damaged[path] = wrong
             continue
         state = json.loads((path / "state.json").read_text())
         if state["format"] > FORMAT:
             raise UserError(f"{path} was written by a newer version (format {state['format']}). Update this one.")
-        return Found(path, Progress(**state["progress"]), state, skipped)
-    if skipped:
-        raise UserError(f"no checkpoint in {folder} is whole ({'; '.join(skipped)}). Remove it to start anew.")
+        return Found(path, Progress(**state["progress"]), state, damaged)
+    if damaged:
+        listed = "; ".join(f"{path.name}: {wrong}" for path, wrong in damaged.items())
+        raise UserError(f"no checkpoint in {folder} is whole ({listed}). Remove it to start anew.")
     return None

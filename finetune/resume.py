@@ -70,7 +70,7 @@ def told(output: Path, found: checkpoint.Found | None, settings: dict[str, Any])
     at = found.progress
     where = f"epoch {at.epoch + 1}" if at.epoch < settings["epochs"] else "all epochs"
     lines = [f"Going on from {found.folder}: {where}, {at.done} updates done."]
-    lines += [f"Skipped {reason}" for reason in found.skipped]
+    lines += [f"Skipped and removed {path.name}, which is damaged: {wrong}" for path, wrong in found.damaged.items()]
     if differing := changes(found.settings, settings):
         lines.append(f"Changed since: {', '.join(differing)}")
     return "\n".join(lines)

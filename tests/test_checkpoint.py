@@ -58,7 +58,7 @@ def two(parts, tmp_path) -> Path:
 def test_everything_comes_back_as_it_was(parts, two):
     model, optimizer, make = parts
     found = checkpoint.find(two)
-    assert (found.folder.name, found.progress.done, found.skipped) == ("0000-00000010", 10, [])
+    assert (found.folder.name, found.progress.done, found.damaged) == ("0000-00000010", 10, {})
     assert found.preprocess.mean == (0.5,)
     weights = {key: value.clone() for key, value in model.state_dict().items()}
     moments = [{key: value.clone() for key, value in held.items()} for held in optimizer.state.values()]
@@ -123,13 +123,13 @@ def test_damage_to_any_file_is_named_and_the_checkpoint_before_is_used(two, name
             (newest / name).write_bytes(content)
         found = checkpoint.find(two)
         assert found.folder.name == "0000-00000005", f"{name}: {content}"
-        assert found.skipped[0].startswith("0000-00000010: ")
+        assert list(found.damaged) == [newest]
         seen += 1
     assert seen >= 42
     (newest / name).write_bytes(whole)
     assert checkpoint.find(two).folder == newest
     (newest / "stranger").touch()
-    assert "stranger is not in SHA256SUMS" in checkpoint.find(two).skipped[0]
+    assert checkpoint.find(two).damaged == {newest: "stranger is not in SHA256SUMS"}
 
 
 def test_none_whole_and_a_newer_format_are_refused_by_name(two):
@@ -197,7 +197,7 @@ def test_a_full_disk_ends_the_run_with_one_message_and_the_last_checkpoint_whole
     assert "cannot be written" in error or "the disk is full" in error
     assert "Traceback" not in error
     newest = checkpoint.find(output / "checkpoints")
-    assert newest.skipped == []
+    assert newest.damaged == {}
     assert newest.progress.epoch >= 1
     fill(small_disk / "other")
     code, _ = train(*flags, "--epochs", str(newest.progress.epoch + 1), "--resume")

@@ -33,7 +33,7 @@ def wait_for(pattern: str, run: Started, seconds: float = 60) -> None:
         time.sleep(0.01)
 
 
-def assert_same(one, other) -> None:
+def assert_same(one, other, tensors=frozenset({"average.safetensors", "optimizer.safetensors"})) -> None:
     """Two runs' folders hold the same, byte for byte, but for times."""
     assert metrics(one) == metrics(other)
     for name in ("model/model.safetensors", "model/model.json"):
@@ -41,9 +41,9 @@ def assert_same(one, other) -> None:
     first, second = ({p.name: p for p in folder.glob("checkpoints/*")} for folder in (one, other))
     newest = max(first)
     assert newest == max(second)
-    tensors = sorted(p.name for p in first[newest].glob("*.safetensors"))
-    assert {"average.safetensors", "model.safetensors", "optimizer.safetensors"} <= set(tensors)
-    for name in tensors:
+    written = sorted(p.name for p in first[newest].glob("*.safetensors"))
+    assert tensors <= set(written)
+    for name in written:
         assert (first[newest] / name).read_bytes() == (second[newest] / name).read_bytes(), name
 
 
@@ -195,6 +195,21 @@ def test_resuming_needs_no_weights_file(train, tmp_path):
     weights.unlink()
     assert train(*flags, "--epochs", "2", "--resume", "--output", str(run))[0] == 0
     assert metrics(run) == metrics(whole)
+
+
+@pytest.mark.parametrize("keep", ["1", "2"])
+def test_a_damaged_checkpoint_is_named_and_the_run_ends_as_if_it_had_not_been(train, capsys, keep):
+    flags = ("--recipe", "last_layers", "--checkpoint-every", "1", "--keep-checkpoints")
+    (_, whole), (code, output) = train(*flags, keep), train(*flags, "9")
+    assert code == 0
+    newest = sorted((output / "checkpoints").iterdir())[-2]  # the last but one: the last will be missing
+    shutil.rmtree(max((output / "checkpoints").iterdir()))
+    weights = newest / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert train(*flags, keep, "--resume", "--output", str(output))[0] == 0
+    assert f"removed {newest.name}, which is damaged: model.safetensors does not match" in capsys.readouterr().out
+    assert_same(whole, output, tensors={"model.safetensors", "optimizer.safetensors"})
+    assert len(list((output / "checkpoints").iterdir())) == int(keep)
 
 
 def test_a_model_folder_that_a_kill_left_out_comes_back(train):
