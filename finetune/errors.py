@@ -3,6 +3,7 @@
 import difflib
 import errno
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -40,7 +41,12 @@ def exit_code(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     so: the other's message, which came first, is the one to read.
     """
     try:
-        return main(arguments)
+        code = main(arguments)
+        for name in ("SIGTERM", "SIGUSR1"):  # what has ended well is not to be ended by a signal that comes too late
+            number = getattr(signal, name, None)
+            if number and callable(signal.getsignal(number)):
+                signal.signal(number, signal.SIG_IGN)
+        return code
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:

@@ -16,7 +16,7 @@ WORST = 20  # mistakes in the table
 LARGEST_CHART = 100  # classes of W&B's own confusion chart, whose table takes 10 000 rows
 
 
-def to_wandb(run: Any, output: Path, scores: Scores, samples: Samples, classes: list[str]) -> None:
+def to_wandb(run: Any, step: int, output: Path, scores: Scores, samples: Samples, classes: list[str]) -> None:
     """Log a W&B run's pictures, its confusion matrix as W&B's own chart, and a table of the worst mistakes.
 
     The pictures are also logged as such, since a table's images lie outside the run's folder.
@@ -34,7 +34,7 @@ def to_wandb(run: Any, output: Path, scores: Scores, samples: Samples, classes: 
             figures = round(scores.probabilities[k, 0].item(), 4), round(scores.losses[k].item(), 4)
             table.add_data(seen, classes[truth[k]], classes[guesses[k]], *figures)
     logged["mistakes"] = table
-    run.log(logged)
+    run.log(logged, step)
 
 
 def model_to_wandb(run: Any, output: Path, result: dict[str, Any]) -> None:

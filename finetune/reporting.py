@@ -100,5 +100,5 @@ def end(
         plots.draw_all(output / "plots", history, result["best_epoch"], loaders, scores, classes)
     except Exception as error:  # a picture is not worth a result
         console.print(f"The pictures could not all be drawn ({type(error).__name__}: {error}).", soft_wrap=True)
-    tracker.log_end(result, output, scores, loaders["val"].dataset, classes)
+    tracker.log_end(history[-1]["step"], result, output, scores, loaders["val"].dataset, classes)
     console.print(terminal.ending(result, output), soft_wrap=True)

@@ -124,14 +124,20 @@ class Tracker:
             self.ledger.write_text(str(step))
         return True
 
-    def log_end(self, result: dict[str, Any], output: Path, scores: Scores, samples: Any, classes: list[str]) -> None:
-        """Log the pictures, the worst mistakes and, with `--log-model`, the model; `scores` are on `samples`."""
-        if not self.on:
+    def log_end(
+        self, done: int, result: dict[str, Any], output: Path, scores: Scores, samples: Any, classes: list[str]
+    ) -> None:
+        """Log the pictures, the worst mistakes and, with `--log-model`, the model; `scores` are on `samples`.
+
+        They come behind the last of the `done` updates, once, however often the run's end is reached.
+        """
+        if not (self.on and self._is_new(done + 1)):
             return
         from finetune import media
 
         if self.accelerator.trackers[0].name == "wandb":
-            if self._guard(media.to_wandb, self._native, output, scores, samples, classes) and self.run.log_model:
+            logged = self._guard(media.to_wandb, self._native, done + 1, output, scores, samples, classes)
+            if logged and self.run.log_model:
                 self._guard(media.model_to_wandb, self._native, output, result)
         else:
             self._guard(media.to_tensorboard, self._native, output, result["epochs_run"])
@@ -139,7 +145,8 @@ class Tracker:
     def finish(self) -> None:
         """Write out what is still held back."""
         if self.on:
-            self._guard(self.accelerator.end_training)
+            # Not accelerator.end_training, which also parts the processes: they still wait for each other.
+            self._guard(lambda: [tracker.finish() for tracker in self.accelerator.trackers])
         if self.own_data_dir:
             os.environ.pop("WANDB_DATA_DIR", None)
 

@@ -64,7 +64,7 @@ def test_a_run_killed_in_mid_epoch_ends_as_if_it_had_not_been(start, processes):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_to_one_process_stops_all_after_a_checkpoint_with_75(start, number):
     flags = ("--recipe", "finetune", "--epochs", "5000")
-    run = start("run", *flags, processes=2)
+    run = start("run", *flags, "--tracker", "wandb", processes=2)
     wait_for("metrics.jsonl", run)
     run.signal(number, rank=1)
     sent = time.monotonic()
