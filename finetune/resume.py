@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,9 @@ def find(output: Path, settings: dict[str, Any], accelerator: Accelerator) -> ch
     answer: list[Any] = [None]
     if accelerator.is_main_process:  # read and verified once
         try:
-            answer = [checkpoint.find(output / "checkpoints")]
+            whole = checkpoint.find(output / "checkpoints")
+            changes(whole.settings if whole else json.loads((output / "config.json").read_text()), settings)
+            answer = [whole]
         except UserError as error:
             answer = [error]
     found = broadcast_object_list(answer)[0]
@@ -57,7 +60,6 @@ def find(output: Path, settings: dict[str, Any], accelerator: Accelerator) -> ch
         raise found
     if found is None:
         return None
-    changes(found.settings, settings)
     if not found.folder.is_dir():
         raise UserError(f"{found.folder} is not there on each machine: --output must be on storage that all share.")
     return found

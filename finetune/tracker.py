@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from finetune.evaluate import Scores
 from finetune.recipe import Recipe
+from finetune.tracking import write_text
 
 
 class Tracker:
@@ -26,14 +27,17 @@ class Tracker:
     ) -> None:
         self.accelerator, self.state, self.run = accelerator, "No tracker", recipe.run
         self.batch_size, self.mark, self.own_data_dir = recipe.training.batch_size, (0, 0.0), False
-        self.resumed, self.identity = bool(identity), identity or uuid.uuid4().hex[:8]
-        # The last step that the tracker was given, written before it is: a run that was killed, and repeats some of
-        # its updates, gives no step twice. An update counts as half a step before the epoch that may end with it.
-        self.ledger = output / ".tracked-step"
-        self.step = float(self.ledger.read_text() or 0) if self.ledger.exists() else 0.0
+        # The run's id, and the last step that the tracker was given, written before it is: a run that was killed, even
+        # before its first checkpoint, and repeats some of its updates gives no step twice. An update counts as half a
+        # step before the epoch that may end with it.
+        self.ledger = output / ".tracked"
+        known, step = self.ledger.read_text().split() if self.ledger.exists() else (identity, 0)
+        self.resumed, self.identity, self.step = bool(known), known or uuid.uuid4().hex[:8], float(step)
         self.on = recipe.run.tracker != "none"
         if not self.on:
             return
+        if accelerator.is_main_process:
+            self._note()
         scalars = {key: value for key, value in settings.items() if isinstance(value, str | int | float | None)}
         if recipe.run.tracker == "tensorboard":
             self._guard(accelerator.init_trackers, "", scalars)
@@ -121,8 +125,11 @@ class Tracker:
             return False
         self.step = step
         if self.accelerator.is_main_process:
-            self.ledger.write_text(str(step))
+            self._note()
         return True
+
+    def _note(self) -> None:
+        write_text(self.ledger, f"{self.identity} {self.step}\n")
 
     def log_end(
         self, done: int, result: dict[str, Any], output: Path, scores: Scores, samples: Any, classes: list[str]

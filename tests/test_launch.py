@@ -1,6 +1,7 @@
 """Each file of launch/: short, readable by Accelerate's own reader, and run where a CPU can run it."""
 
 import json
+import socket
 import subprocess
 import sys
 
@@ -35,6 +36,22 @@ def test_fp16_without_a_gpu_is_refused_with_the_cure(image_folder, tmp_path):
     done = launch("fp16.yaml", words)
     assert done.returncode != 0
     assert "error: Accelerate was told fp16, which needs a GPU" in done.stderr
+
+
+@pytest.mark.slow
+def test_several_machines_form_one_run(image_folder, tmp_path):
+    """Two launchers on one machine, each as a machine of its own with one process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    words = with_defaults(["--data", str(image_folder), "--output", str(tmp_path / "run")])
+    options = ["--config_file", "launch/multi_node.yaml", "--num_processes", "2", "--main_process_port", port]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options]
+    machines = [
+        subprocess.Popen([*command, "--machine_rank", str(rank), "train.py", *words], cwd=ROOT) for rank in (0, 1)
+    ]
+    assert [machine.wait(120) for machine in machines] == [0, 0]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["num_processes"] == 2
 
 
 def test_accelerate_reads_every_configuration():

@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+import wandb_file
 from conftest import Started, metrics
 from safetensors.torch import load_file
 
@@ -222,6 +223,26 @@ def test_a_model_folder_that_a_kill_left_out_comes_back(train):
     assert train(*flags, "--epochs", "1", "--resume", "--output", str(output))[0] == 0
     assert (output / "model" / "model.safetensors").read_bytes() == whole
     assert not (output / "model.new").exists()
+
+
+def test_the_tracker_keeps_its_id_and_its_steps_where_no_checkpoint_was_written(train):
+    flags = ("--tracker", "wandb", "--log-every", "1", "--epochs", "1")
+    _, output = train(*flags)
+    shutil.rmtree(output / "checkpoints")
+    assert train(*flags, "--resume", "--output", str(output))[0] == 0
+    files = sorted(output.glob("wandb/offline-run-*/*.wandb"))
+    assert len(files) == 2
+    assert files[0].name == files[1].name, "one id"
+    steps = [row["_step"] for path in files for row in wandb_file.read_file(path).rows]
+    assert steps == sorted(set(steps))
+    assert len(steps) >= 3
+
+
+def test_other_settings_are_refused_without_a_checkpoint_too(train, capsys):
+    _, output = train("--epochs", "1", "--lr", "0.001")
+    shutil.rmtree(output / "checkpoints")
+    assert train("--epochs", "1", "--lr", "0.5", "--resume", "--output", str(output))[0] == 2
+    assert "--resume cannot change --lr 0.001 → 0.5" in capsys.readouterr().err
 
 
 def test_a_run_without_a_checkpoint_starts_from_the_beginning(train, capsys):
