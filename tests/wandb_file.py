@@ -26,10 +26,16 @@ class Read:
     ended: bool = False
 
 
-def read_ended(output: Path, seconds: float = 20) -> Read:
-    """The run once W&B's own process has written its end, which may be a moment after `finish` has returned."""
+def read_ended(output: Path) -> Read:
+    """The one offline run beneath a run's folder, once it has ended."""
+    (path,) = (output / "wandb").glob("offline-run-*/*.wandb")
+    return ended(path)
+
+
+def ended(path: Path, seconds: float = 20) -> Read:
+    """A file once W&B's own process has written its end, which may be a moment after `finish` has returned."""
     deadline = time.monotonic() + seconds
-    while not (found := read(output)).ended and time.monotonic() < deadline:
+    while not (found := read_file(path)).ended and time.monotonic() < deadline:
         time.sleep(0.2)
     return found
 

@@ -116,7 +116,7 @@ def assert_logged_once(output: Path) -> None:
     """W&B has one run, all its epochs, and no step twice or out of order, over however many starts."""
     files = sorted(output.glob("wandb/offline-run-*/*.wandb"))
     assert len({path.name for path in files}) == 1, "one id"
-    rows = [row for path in files for row in wandb_file.read_file(path).rows]
+    rows = [row for path in files for row in wandb_file.ended(path).rows]
     steps = [row["_step"] for row in rows]
     assert steps == sorted(set(steps))
     assert [row["epoch"] for row in rows if "val_loss" in row] == list(range(1, 101))
