@@ -6,15 +6,14 @@
 It reads straight down: settings, network and images, plan, optimizer, loop.
 """
 
-import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 
-from finetune import archs, imagesets, launcher, recipes, reporting
+from finetune import archs, entry, imagesets, launcher, recipes, reporting
 from finetune.checks import period
-from finetune.errors import STOPPED, exit_code
+from finetune.errors import STOPPED
 
 
 def main(arguments: list[str]) -> int:
@@ -28,29 +27,30 @@ def main(arguments: list[str]) -> int:
     imageset = imagesets.read(images, net.in_channels, run.seed)
     classes = imageset.classes
 
-    import torch
+    with entry.imports():
+        import torch
 
-    from finetune import (
-        artifact,
-        checkpoint,
-        data,
-        ema,
-        feeds,
-        freezing,
-        groups,
-        hardware,
-        loss,
-        noise,
-        plan,
-        resume,
-        schedule,
-        signals,
-        surgery,
-        terminal,
-        tracking,
-    )
-    from finetune.evaluate import evaluate
-    from finetune.samples import to_input
+        from finetune import (
+            artifact,
+            checkpoint,
+            data,
+            ema,
+            feeds,
+            freezing,
+            groups,
+            hardware,
+            loss,
+            noise,
+            plan,
+            resume,
+            schedule,
+            signals,
+            surgery,
+            terminal,
+            tracking,
+        )
+        from finetune.evaluate import evaluate
+        from finetune.samples import to_input
 
     accelerator, precision = hardware.make_accelerator(run.precision, run.tracker, output)
     main_process, device, processes = accelerator.is_main_process, accelerator.device, accelerator.num_processes
@@ -186,4 +186,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main, sys.argv[1:]))
+    entry.run(main)

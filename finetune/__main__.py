@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import os
-import sys
 
-from finetune.errors import exit_code, unknown
+from finetune import entry
+from finetune.errors import unknown
 
 VERBS = {
     "predict": "classify images",
@@ -29,12 +28,9 @@ def main(arguments: list[str]) -> int:
         return 0
     if verb not in VERBS:
         raise unknown("verb", verb, VERBS)
-    return importlib.import_module(f"finetune.commands.{verb}").main(rest)
+    command = importlib.import_module(f"finetune.commands.{verb}")
+    return command.main(rest)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(exit_code(main, sys.argv[1:]))
-    except BrokenPipeError:  # whoever reads the output, such as `head`, has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter's last flush complains
-        sys.exit(141)
+    entry.run(main)

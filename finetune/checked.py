@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
 
-MANY = 1000  # fewer files than this are decoded in a second: not worth remembering
+MANY = 100  # fewer files than this are decoded in a tenth of a second: not worth remembering
 
 
 def place() -> Path:

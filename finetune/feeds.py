@@ -9,7 +9,9 @@ features once; here the usual training does.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,8 +27,7 @@ from finetune.data import Batch
 from finetune.recipe import Recipe
 from finetune.samples import Draw, to_input
 
-FORMAT = 1  # raise it when a change alters what is stored
-FILL = 32  # images that are computed together; the same for all, since their number enters the rounding
+FORMAT = 2  # raise it when a change alters what is stored
 
 
 class Feed(NamedTuple):
@@ -65,6 +66,9 @@ class Feeds:
         self.preprocess, self.loaders, self.accelerator, self.shown = preprocess, loaders, accelerator, shown
         self.folder, self.most = cache.folder(recipe.run.cache_dir), cache.limit(recipe, accelerator)
         self.channels_last = recipe.run.channels_last
+        # Images that are computed together: always as many, since their number enters the rounding. On a CPU a few,
+        # whose activations stay in its caches.
+        self.together = 16 if accelerator.device.type == "cpu" else 64
         self.images: dict[str, str] = {}
         if recipe.images.cache_images:
             for name in ("train", "val"):
@@ -161,10 +165,12 @@ class Feeds:
         """
         accelerator, loader = self.accelerator, self.loaders[name]
         count, process, processes = len(loader.dataset), accelerator.process_index, accelerator.num_processes
-        rounds = math.ceil(count / (FILL * processes))
-        starts = [(k * processes + process) * FILL for k in range(rounds)]
+        rounds = math.ceil(count / (self.together * processes))
+        starts = [(k * processes + process) * self.together for k in range(rounds)]
         # A process that has nothing left computes the first image again, since all take part in each exchange.
-        draws = [[Draw(view, k, 1.0, k) for k in range(start, min(start + FILL, count)) or (0,)] for start in starts]
+        draws = [
+            [Draw(view, k, 1.0, k) for k in range(start, min(start + self.together, count)) or (0,)] for start in starts
+        ]
         images = DataLoader(
             loader.dataset,
             batch_sampler=draws,
@@ -177,13 +183,13 @@ class Feeds:
         failed, done = False, 0
         writer = store.Writer(path, count, about) if accelerator.is_local_main_process else None
         title = f"frozen part, {name} images" + (f", view {view + 1}" if name == "train" else "")
-        for batch in self.shown(images, title):
+        for values in self._computed(self.shown(images, title)):
             if self.stop():
                 self.stopped = True
                 if writer:
                     writer.abandon()
                 return
-            rows = self._rows(self._compute(batch))
+            rows = self._rows(values)
             if writer and not failed:
                 try:
                     if not done:
@@ -200,6 +206,28 @@ class Feeds:
                     writer.abandon()
             done += len(rows)
 
+    def _computed(self, batches: Iterator[Batch]) -> Iterator[Tensor]:
+        """The activations of each batch, in order; on a CPU of several batches at once, each on a core of its own.
+
+        All cores on one batch wait for each other at every layer, and for the next batch's images.
+        """
+        cores = torch.get_num_threads()
+        if self.accelerator.device.type != "cpu" or cores == 1:
+            yield from map(self._compute, batches)
+            return
+        torch.set_num_threads(1)  # in the pool's threads too, which take it from here
+        try:
+            with ThreadPoolExecutor(cores) as pool:
+                waiting: deque[Future[Tensor]] = deque()
+                for batch in batches:
+                    waiting.append(pool.submit(self._compute, batch))
+                    if len(waiting) > cores:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+        finally:
+            torch.set_num_threads(cores)
+
     @torch.inference_mode()
     def _compute(self, batch: Batch) -> Tensor:
         x = to_input(batch.images, self.preprocess, self.accelerator.device, self.channels_last)  # (N, C, H, W)
@@ -210,7 +238,7 @@ class Feeds:
         """What goes to the file: all processes' activations, in the images' order, on the CPU."""
         values = values.permute(0, 2, 3, 1) if self._as_maps(values) else values
         if self.accelerator.num_processes > 1:
-            short = FILL - len(values)
+            short = self.together - len(values)
             values = torch.cat([values, values.new_zeros(short, *values.shape[1:])]) if short else values
             # As bytes, since not every backend exchanges every type.
             raw = self.accelerator.gather(values.contiguous().view(len(values), -1).view(torch.uint8))

@@ -76,7 +76,7 @@ class Started:
     def _run(self, words: list[str], rank: int, processes: int, port: int) -> None:
         import train as script
         from finetune import data
-        from finetune.errors import exit_code
+        from finetune.entry import exit_code
 
         log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
@@ -142,7 +142,7 @@ def start(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def train(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Run train.py in this process on the small folder: `train("--lr", "1e-2")` gives the exit code and the folder."""
     import train as script
-    from finetune.errors import exit_code
+    from finetune.entry import exit_code
 
     monkeypatch.chdir(tmp_path)
     threads, before = torch.get_num_threads(), {number: signal.getsignal(number) for number in SIGNALS}

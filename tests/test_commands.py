@@ -15,7 +15,7 @@ from PIL import Image
 from test_artifact import write
 
 from finetune import __main__ as program
-from finetune.errors import exit_code
+from finetune.entry import exit_code
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision import transforms as v1
+from torchvision.transforms.v2 import functional
 
 from finetune import data, folders
 from finetune.archs import Preprocess
@@ -114,3 +115,36 @@ def test_images_of_every_mode_decode_to_upright_rgb(tmp_path):
         assert load(str(path), 3).shape == (3, 6, 8)
     with pytest.raises(UserError, match=r"gone\.jpg does not decode"):
         load(str(tmp_path / "gone.jpg"), 3)
+
+
+def test_jpegs_decode_to_what_pillow_makes_of_them(tmp_path):
+    """Within two levels: the two bring a libjpeg each, whose versions round differently."""
+    drawn = torch.randint(0, 256, (7, 9, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    picture, seen = Image.fromarray(drawn.numpy()).resize((90, 70)), 0
+    for mode in ("RGB", "L", "CMYK"):
+        for orientation in range(1, 9):
+            for progressive in (False, True):
+                exif = Image.Exif()
+                exif[0x0112] = orientation
+                path = tmp_path / f"{mode}{orientation}{progressive}.JPG"
+                picture.convert(mode).save(path, "jpeg", exif=exif, progressive=progressive)
+                with Image.open(path) as image:
+                    upright = torch.from_numpy(np.array(ImageOps.exif_transpose(image).convert("RGB")))  # (H, W, C)
+                ours = load(str(path), 3).movedim(0, -1)
+                assert ours.shape == upright.shape
+                assert (ours.int() - upright.int()).abs().max() <= 2
+                seen += 1
+    assert seen == 48
+
+
+def test_normalised_batches_are_torchvisions():
+    seen = 0
+    for images in (torch.randint(0, 256, (3, 3, 5, 7), dtype=torch.uint8), torch.rand(3, 3, 5, 7)):
+        expected = functional.normalize(functional.to_dtype(images, scale=True), PREPROCESS.mean, PREPROCESS.std)
+        for channels_last in (True, False):
+            found = to_input(images, PREPROCESS, torch.device("cpu"), channels_last)
+            layout = torch.channels_last if channels_last else torch.contiguous_format
+            assert found.is_contiguous(memory_format=layout)
+            torch.testing.assert_close(found, expected)
+            seen += 1
+    assert seen == 4

@@ -32,7 +32,7 @@ LAYERS = (
     },
     {"launcher"},
     {"checks", "imagesets", "folders", "tables", "arrays", "named", "starter"},
-    {"recipe", "archs", "errors", "checked"},
+    {"recipe", "archs", "errors", "checked", "entry"},
 )
 
 

@@ -11,7 +11,7 @@ import yaml
 from conftest import CLASSES
 
 from finetune import __main__ as program
-from finetune.errors import exit_code
+from finetune.entry import exit_code
 
 
 class Hub(BaseHTTPRequestHandler):

@@ -13,7 +13,7 @@ from conftest import ROOT, reset_accelerate
 
 from finetune import __main__ as program
 from finetune import recipes
-from finetune.errors import exit_code
+from finetune.entry import exit_code
 from finetune.export import SUFFIXES
 
 TEXT = (ROOT / "README.md").read_text()

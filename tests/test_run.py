@@ -97,7 +97,7 @@ GOLDEN = {
     "feature_extractor": [1.163866, 1.106515],
     "finetune": [1.119101, 1.077731],
     "gradual_unfreeze": [1.151904, 1.057080],
-    "grayscale": [1.099685, 1.098013],
+    "grayscale": [1.098315, 1.098794],
     "last_layers": [1.087781, 1.001409],
     "layerwise_lr": [1.128745, 1.085224],
     "linear_then_finetune": [1.151904, 1.091548],
