@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tiny nets gain nothing from threads and lose from waiting
@@ -170,3 +171,35 @@ def metrics(output: Path) -> list[dict]:
     """metrics.jsonl without its times."""
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
+
+
+@pytest.fixture(scope="session")
+def trained(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs, `fast` and `slow`, of a model that tells the colours apart, mostly."""
+    import train as script
+
+    folder = tmp_path_factory.mktemp("trained")
+    for name, lr in (("fast", "3e-3"), ("slow", "1e-4")):
+        reset_accelerate()
+        flags = (
+            f"--recipe finetune --data {image_folder} --output {folder / name} --tracker none --precision no --lr {lr}"
+        )
+        tiny = "--model shufflenet_v2_x0_5 --image-size 32 --weights none --epochs 3 --eval-batch-size 3"
+        assert script.main([*flags.split(), *tiny.split()]) == 0
+    return folder
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a verb in this process: exit code, stdout, stderr."""
+    from finetune import __main__ as program
+    from finetune.entry import exit_code
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        reset_accelerate()
+        capsys.readouterr()
+        code = exit_code(program.main, [str(argument) for argument in arguments])
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err
+
+    return run
