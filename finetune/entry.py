@@ -27,13 +27,15 @@ def run(main: Callable[[list[str]], int]) -> NoReturn:
                 stream.flush()
         os._exit(code)
 
-    atexit.register(leave)  # what is registered first comes last
+    if not atexit._ncallbacks():  # others' handlers, such as a profiler's, would come behind this one, which is the end
+        atexit.register(leave)  # the first that is registered comes last
     try:
         code = exit_code(main, sys.argv[1:])
     except BrokenPipeError:  # whoever reads the output, such as `head`, has read enough
         code = 141
     except SystemExit as end:  # from the command line's reader, which has said why
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        raise
     sys.exit(code)
 
 
