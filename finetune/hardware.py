@@ -6,7 +6,7 @@ import atexit
 import ctypes
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -50,10 +50,8 @@ def check_tracker(tracker: str) -> None:
     """A `UserError` where the tracker's package is not installed."""
     if tracker == "none":
         return
-    try:
-        version(tracker)
-    except PackageNotFoundError:
-        raise UserError(f"--tracker {tracker} needs a package that is not here: pip install {tracker}") from None
+    if find_spec(tracker) is None:
+        raise UserError(f"--tracker {tracker} needs a package that is not here: pip install {tracker}")
 
 
 def choose_precision(precision: str, gpu: bool) -> tuple[str, str]:

@@ -179,10 +179,13 @@ class Run:
     """Besides each epoch's end, write a checkpoint after so many updates (500) or minutes (10m). 0: at its end only."""
     keep_checkpoints: int = 2
     """How many of them are kept, newest first."""
-    tracker: Literal["wandb", "tensorboard", "none"] = "wandb"
-    """Where metrics go besides the run's own files. wandb works without a key or a network: it then logs offline."""
+    tracker: Literal[
+        "wandb", "tensorboard", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab", "trackio", "none"
+    ] = "wandb"
+    """Where metrics go besides the run's own files. wandb works without a key or a network: it then logs offline. The
+    others are Accelerate's, set up as each of them is; they get figures, wandb and tensorboard pictures too."""
     project: str = "finetune"
-    """The W&B project."""
+    """The tracker's project, or what it calls so."""
     log_every: int = 10
     """Updates between two that the tracker is told of: loss, gradient norm, images per second. 0: none."""
     log_model: bool = False

@@ -43,6 +43,11 @@ class Tracker:
             self._guard(accelerator.init_trackers, "", scalars)
             self.state = f"TensorBoard: tensorboard --logdir {output}"
             return
+        if recipe.run.tracker != "wandb":
+            named = {"mlflow": {"run_name": output.name}}
+            self._guard(accelerator.init_trackers, recipe.run.project, scalars, named)
+            self.state = f"{recipe.run.tracker}: {'as it is set up' if self.on else 'off'}"
+            return
         try:
             mode, why = wandb_mode()
         except Exception as error:  # settings of W&B's own that it does not take
@@ -146,7 +151,7 @@ class Tracker:
             logged = self._guard(media.to_wandb, self._native, done + 1, output, scores, samples, classes)
             if logged and self.run.log_model:
                 self._guard(media.model_to_wandb, self._native, output, result)
-        else:
+        elif self.accelerator.trackers[0].name == "tensorboard":
             self._guard(media.to_tensorboard, self._native, output, result["epochs_run"])
 
     def finish(self) -> None:

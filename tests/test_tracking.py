@@ -5,15 +5,19 @@ import socket
 import subprocess
 import sys
 import time
+import typing
 
 import pytest
 import wandb
 import wandb_file
 import yaml
+from accelerate import tracking
+from accelerate.utils import LoggerType
 from conftest import ROOT, metrics
 
 from finetune import hardware, recipes, tracker
 from finetune.errors import UserError
+from finetune.recipe import Run
 
 
 @pytest.fixture
@@ -175,13 +179,48 @@ def test_a_tracker_that_breaks_costs_the_run_nothing(train, monkeypatch, capsys)
 
 
 def test_a_tracker_that_is_not_installed_is_named(monkeypatch):
-    def missing(name):
-        raise hardware.PackageNotFoundError(name)
-
-    monkeypatch.setattr(hardware, "version", missing)
+    monkeypatch.setattr(hardware, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install tensorboard"):
         hardware.check_tracker("tensorboard")
     hardware.check_tracker("none")
+
+
+def test_every_tracker_of_accelerates_can_be_asked_for():
+    known = {str(kind) for kind in LoggerType if kind != LoggerType.ALL}
+    assert known <= set(typing.get_args(typing.get_type_hints(Run)["tracker"]))
+
+
+def test_a_tracker_of_accelerates_own_gets_the_figures(train, monkeypatch):
+    said = []
+
+    class Recorded(tracking.GeneralTracker):
+        name, requires_logging_directory, tracker = "mlflow", True, None
+
+        def __init__(self, project, logging_dir, run_name):
+            super().__init__()
+            said.append(("start", project, run_name))
+
+        def store_init_configuration(self, values):
+            said.append(("config", values["lr"]))
+
+        def log(self, values, step, **_):
+            said.append(("log", step, "val_accuracy" in values, "lr/head" in values))
+
+        def finish(self):
+            said.append(("finish",))
+
+    monkeypatch.setattr(hardware, "find_spec", lambda name: True)
+    monkeypatch.setattr(tracking, "_available_trackers", [*tracking._available_trackers, LoggerType.MLFLOW])
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "mlflow", Recorded)
+    code, output = train("--tracker", "mlflow", "--project", "beetles", "--log-every", "0", "--lr", "1e-2")
+    assert code == 0
+    steps = [line["step"] for line in metrics(output)]
+    assert said == [
+        ("start", "beetles", output.name),
+        ("config", 0.01),
+        *(("log", step, True, True) for step in steps),
+        ("finish",),
+    ]
 
 
 def test_tensorboard_gets_the_epochs(train):
