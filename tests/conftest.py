@@ -30,6 +30,7 @@ CACHE = tempfile.mkdtemp(prefix="finetune-tests-")
 OWNER = os.getpid()  # forked processes leave it alone
 atexit.register(lambda: os.getpid() == OWNER and shutil.rmtree(CACHE, ignore_errors=True))
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+HANDLERS = {number: signal.getsignal(number) for number in SIGNALS}
 CLASSES = ("blue", "green", "red")
 
 
@@ -44,11 +45,25 @@ def write_images(folder: Path, per_class: int, classes: tuple[str, ...] = CLASSE
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / name / f"{k:02}.jpg", quality=90)
 
 
+def restore_signals() -> None:
+    """Let signals do what they did when the tests began."""
+    for number, handler in HANDLERS.items():
+        signal.signal(number, handler)
+
+
 def reset_accelerate() -> None:
     """Forget the processes and the device that an earlier test settled on."""
     for state in (AcceleratorState, PartialState):
         state._reset_state()
     GradientState._reset_state()
+
+
+@pytest.fixture(autouse=True)
+def signals():
+    """Training in this process changes what signals do, and an ignored one is ignored by all that is started later."""
+    restore_signals()  # what a fixture of the whole session changed
+    yield
+    restore_signals()
 
 
 @pytest.fixture(scope="session")
@@ -146,8 +161,7 @@ def train(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from finetune.entry import exit_code
 
     monkeypatch.chdir(tmp_path)
-    threads, before = torch.get_num_threads(), {number: signal.getsignal(number) for number in SIGNALS}
-    runs = []
+    threads, runs = torch.get_num_threads(), []
 
     def run(*flags: str, data: Path | str = image_folder, pictures: bool = False) -> tuple[int, Path]:
         output = tmp_path / f"run{len(runs)}"
@@ -162,8 +176,6 @@ def train(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             return exit_code(script.main, with_defaults([*words, *flags])), output
 
     yield run
-    for number, handler in before.items():
-        signal.signal(number, handler)
     torch.set_num_threads(threads)
 
 

@@ -17,12 +17,9 @@ NEVER = (sys.maxsize, float("inf"))
 
 @pytest.fixture
 def requests():
-    """Of one process; the handlers that were there come back."""
+    """Of one process."""
     reset_accelerate()
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    yield lambda updates, seconds: Requests(Accelerator(cpu=True), updates, seconds)
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    return lambda updates, seconds: Requests(Accelerator(cpu=True), updates, seconds)
 
 
 def test_a_checkpoint_is_due_by_updates_or_by_the_clock(requests):
