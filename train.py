@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> int:
     batches, train_count = loaders["train"].batch_sampler, len(loaders["train"].dataset)
 
     # ---- plan --------------------------------------------------------------------------------------------------------
-    whole, phases = plan.make(recipe, model, stages, rates, preprocess, imageset, loaders, accelerator, precision)
+    whole, caches = plan.make(recipe, model, stages, rates, preprocess, imageset, loaders, accelerator, precision)
     console.print(plan.as_json(whole) if run.json else plan.show(whole), soft_wrap=run.json)
     if run.plan:
         return 0
@@ -99,7 +99,7 @@ def main(arguments: list[str]) -> int:
     began, history, best_scores, stopped = began - progress.seconds, progress.history, None, False
     requests = signals.Requests(accelerator, *period(run.checkpoint_every))
     shown = partial(terminal.progress, console=console)
-    source = feeds.Feeds(phases, recipe, model, kept, preprocess, loaders, accelerator, shown, requests.stop)
+    source = feeds.Feeds(caches, recipe, model, kept, preprocess, loaders, accelerator, shown, requests.stop)
 
     # ---- loop --------------------------------------------------------------------------------------------------------
     for epoch in range(progress.epoch, training.epochs):

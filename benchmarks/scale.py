@@ -65,7 +65,8 @@ def timed(flags: list[str], cache: Path) -> tuple[float, int]:
     watched = psutil.Process(process.pid)
     while process.poll() is None:
         try:
-            peak = max(peak, watched.memory_full_info().uss)
+            held = watched.memory_info()
+            peak = max(peak, held.rss - getattr(held, "shared", 0))  # `shared` are pages of files
         except psutil.Error:  # it has just ended
             break
         time.sleep(0.2)

@@ -1,18 +1,21 @@
-"""What is kept of a frozen start's activations, decided before training: in which epochs, of which images, how much."""
+"""What is kept so that it is not computed twice, decided before training: a frozen start's activations, and pixels."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.utils.data import DataLoader
 
-from finetune import freezing, frontier, store
+from finetune import freezing, frontier, hardware, pixels, store
 from finetune.archs import Preprocess
 from finetune.recipe import Rate, Recipe
+
+OFTEN = 3  # times: an image that is needed less often is as quickly decoded again as kept
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,18 @@ class Phase:
     """Why nothing is kept of the training images, or nothing at all."""
 
 
+@dataclass(frozen=True)
+class Caches:
+    """What a run keeps."""
+
+    phases: list[Phase]
+    """In the epochs' order."""
+    decoded: dict[str, int]
+    """Splits whose images are kept as they are decoded, with the estimated bytes of them."""
+    why_not: str
+    """Why those of no split are, or of one alone."""
+
+
 def decide(
     recipe: Recipe,
     model: nn.Module,
@@ -39,8 +54,8 @@ def decide(
     preprocess: Preprocess,
     loaders: dict[str, DataLoader],
     accelerator: Accelerator,
-) -> list[Phase]:
-    """The phases of a training, and what is to be kept in each of them. The same on all processes.
+) -> Caches:
+    """What is to be kept in each phase of a training. The same on all processes.
 
     The model, of which shapes are enough, is left as it is in the first epoch.
     """
@@ -70,7 +85,42 @@ def decide(
                     why_not = f"{count * one / 1e9:.3g} GB more would not fit: --cache-gb"
         phases.append(Phase(range(start, stop), cut, splits, views, size, why_not))
     freezing.set_phase(model, stages, rates, epoch=0)
-    return phases
+    decoded = [_decoded(recipe, phases, loaders, most)]
+    return Caches(phases, *(broadcast_object_list(decoded) if accelerator.num_processes > 1 else decoded)[0])
+
+
+def _decoded(
+    recipe: Recipe, phases: list[Phase], loaders: dict[str, DataLoader], most: int
+) -> tuple[dict[str, int], str]:
+    """Of which splits decoded images are kept, with their size, and why not of the others, as this process sees it."""
+    if not recipe.images.cache_images:
+        return {}, "--no-cache-images"
+    splits = {name: loaders[name].dataset for name in ("train", "val")}
+    if not all(isinstance(samples.split.items, list) for samples in splits.values()):
+        return {}, "they are no files"
+    # What does not stay in memory is read from the disk in the time that decoding takes.
+    room = min(most - sum(phase.size for phase in phases), hardware.free_memory(torch.device("cpu")) // 4)
+    found, why_not = {}, ""
+    for name, samples in splits.items():
+        computed = sum(len(p.epochs) if name not in p.splits else p.views if name == "train" else 1 for p in phases)
+        size = pixels.estimate(samples)
+        if computed < OFTEN:
+            why_not = why_not or f"{name}: decoded {'once' if computed == 1 else 'twice'} only"
+        elif size > room:
+            why_not = why_not or f"{name}: {size / 1e9:.3g} GB would not fit in a quarter of the memory or --cache-gb"
+        else:
+            found[name] = size
+            room -= size
+    return found, why_not
+
+
+def describe_images(caches: Caches) -> str:
+    """Whose decoded images are kept, in words."""
+    if not caches.decoded:
+        return f"not kept ({caches.why_not})"
+    return f"kept of {' and '.join(caches.decoded)}: about {sum(caches.decoded.values()) / 2**20:.3g} MiB" + (
+        f" ({caches.why_not})" if caches.why_not else ""
+    )
 
 
 def describe(phases: list[Phase], counts: dict[str, int], place: Path) -> str:

@@ -192,4 +192,6 @@ def _collate(samples: list[tuple[Tensor, int, float, int, int, int, float]]) -> 
 
 def _collate_mixed(samples: list[tuple[Tensor, int, float, int, int, int, float]]) -> Batch:
     images, *numbers = zip(*samples, strict=True)
-    return Batch(torch.stack(images), *map(torch.tensor, numbers))
+    # As decoders and resizing leave them, (H, W, C) in memory: nothing is turned round on the way to the network.
+    pixels = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)  # (N, C, H, W)
+    return Batch(pixels, *map(torch.tensor, numbers))

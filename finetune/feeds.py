@@ -47,7 +47,7 @@ class Feeds:
 
     def __init__(
         self,
-        phases: list[cache.Phase],
+        caches: cache.Caches,
         recipe: Recipe,
         model: nn.Module,
         kept: nn.Module,
@@ -57,12 +57,13 @@ class Feeds:
         shown: Callable[[DataLoader, str], Iterator[Any]],
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`kept` is the model that is validated; `shown` iterates over a loader under a title, for the user.
+        """`caches` say what to keep, `kept` is the model that is validated.
 
-        `stop` says, for all processes alike, whether to leave what is being computed.
+        `shown` iterates over a loader under a title, for the user; `stop` says, for all processes alike, whether to
+        leave what is being computed.
         """
         self.stop, self.stopped = stop, False
-        self.phases, self.recipe, self.model, self.kept = phases, recipe, model, kept
+        self.phases, self.recipe, self.model, self.kept = caches.phases, recipe, model, kept
         self.preprocess, self.loaders, self.accelerator, self.shown = preprocess, loaders, accelerator, shown
         self.folder, self.most = cache.folder(recipe.run.cache_dir), cache.limit(recipe, accelerator)
         self.channels_last = recipe.run.channels_last
@@ -70,13 +71,7 @@ class Feeds:
         # whose activations stay in its caches.
         self.together = 16 if accelerator.device.type == "cpu" else 64
         self.images: dict[str, str] = {}
-        if recipe.images.cache_images:
-            for name in ("train", "val"):
-                about = {"model": "decoded images", "images": f"{len(loaders[name].dataset)} {name}"}
-                about["data"] = recipe.images.data
-                why_not = pixels.keep(loaders[name].dataset, self.folder, self.most, about, accelerator, shown)
-                if why_not and accelerator.is_main_process:
-                    print(f"--cache-images: {name} images are not kept, since {why_not}.")
+        self.to_decode = set(caches.decoded)
         self.phase: cache.Phase | None = None
 
     def at(self, epoch: int) -> tuple[Feed, Feed] | None:
@@ -102,6 +97,7 @@ class Feeds:
             self.nets[name, cut_here] = freezing.wrap(self.accelerator, net, compiled) if name == "train" else net
         net = self.nets[name, cut_here]
         if not cut_here:
+            self._keep_decoded(name)
             return Feed(net, loader, self.preprocess)
         features = DataLoader(
             Features(values, loader.dataset.split.labels, self._as_maps(values)),
@@ -111,6 +107,17 @@ class Feeds:
             generator=torch.Generator(),
         )
         return Feed(net, features, None)
+
+    def _keep_decoded(self, name: str) -> None:
+        """Before a split's images are read: let them be kept decoded, where that was decided."""
+        if name not in self.to_decode:
+            return
+        self.to_decode.remove(name)
+        samples, accelerator = self.loaders[name].dataset, self.accelerator
+        about = {"model": "decoded images", "images": f"{len(samples)} {name}", "data": self.recipe.images.data}
+        room = pixels.keep(samples, self.folder, self.most, about, accelerator, self.shown)
+        if not room and accelerator.is_main_process:
+            print(f"Decoded {name} images are not kept: they do not fit within --cache-gb, or on the disk.")
 
     def _as_maps(self, values: Tensor) -> bool:
         return self.channels_last and values.ndim == 4
@@ -163,6 +170,7 @@ class Feeds:
 
         Nothing is kept where there is no room.
         """
+        self._keep_decoded(name)
         accelerator, loader = self.accelerator, self.loaders[name]
         count, process, processes = len(loader.dataset), accelerator.process_index, accelerator.num_processes
         rounds = math.ceil(count / (self.together * processes))

@@ -1,16 +1,17 @@
-"""Decoded images, kept on disk and memory-mapped: `--cache-images`, for what sees the same files epoch after epoch."""
+"""Decoded images, kept on disk and memory-mapped, for what sees the same files epoch after epoch."""
 
 from __future__ import annotations
 
 import os
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor
 
 from finetune import store
@@ -19,10 +20,11 @@ from finetune.samples import Samples, load
 
 FORMAT = 1  # raise it when a change alters what is stored
 PART = 64  # images decoded together
+LOOKED_AT = 64  # images whose sizes tell how large all are
 
 
 class Decoded(Sequence):
-    """Images of a split as arrays (H, W, C) of uint8, by position; nothing is copied."""
+    """Images of a split as tensors (C, H, W) of uint8, by position, in memory as (H, W, C); nothing is copied."""
 
     def __init__(self, origin: Sequence[Any], pixels: Tensor, shapes: Tensor) -> None:
         """`pixels` are all values on end; `shapes` (N, 3) are heights, widths and channels."""
@@ -32,10 +34,20 @@ class Decoded(Sequence):
     def __len__(self) -> int:
         return len(self.shapes)
 
-    def __getitem__(self, k: int) -> np.ndarray:
-        shape = self.shapes[k].tolist()
+    def __getitem__(self, k: int) -> Tensor:
+        height, width, channels = self.shapes[k].tolist()
         stop = int(self.ends[k])
-        return self.pixels[stop - int(np.prod(shape)) : stop].view(shape).numpy()
+        return self.pixels[stop - height * width * channels : stop].view(height, width, channels).permute(2, 0, 1)
+
+
+def estimate(samples: Samples) -> int:
+    """About how many bytes all images of a split take when decoded, by what some of its files say of themselves."""
+    items = samples.split.items
+    sizes = []
+    for path in items[:: max(1, len(items) // LOOKED_AT)]:
+        with Image.open(path) as image:
+            sizes.append(image.width * image.height * samples.channels)
+    return round(statistics.fmean(sizes) * len(items))
 
 
 def keep(
@@ -45,14 +57,12 @@ def keep(
     about: dict[str, str],
     accelerator: Accelerator,
     shown: Callable[..., Iterator[Any]],
-) -> str:
-    """Let samples of files read their decoded copies, which are made now where there are none; why not, if so.
+) -> bool:
+    """Let samples of files read their decoded copies, which are made now where there are none; whether there was room.
 
     `most` bounds the folder, in bytes. Samples are the same to the bit. All processes take part.
     """
     items = samples.split.items
-    if not isinstance(items, list):
-        return "they are no files"
     name = store.key(format=FORMAT, images=store.fingerprint(items), channels=samples.channels)
     pixels, shapes = (folder / f"{name}-{part}{store.SUFFIX}" for part in ("pixels", "shapes"))
     if accelerator.is_local_main_process and not (store.whole(shapes) and store.whole(pixels)):
@@ -61,9 +71,9 @@ def keep(
     held = store.read(pixels), store.read(shapes)
     missing = torch.tensor(float(any(part is None for part in held)), device=accelerator.device)
     if accelerator.reduce(missing, "sum").item():
-        return "they do not fit: --cache-gb, or the disk"
+        return False
     samples.split = Split(Decoded(items, *held), samples.split.labels)
-    return ""
+    return True
 
 
 def _decode(
@@ -79,7 +89,7 @@ def _decode(
     try:
         pixels.parent.mkdir(parents=True, exist_ok=True)
         starts = range(0, len(items), PART)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside the interpreter's lock
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders work outside the interpreter's lock
             for start in shown(starts, "decoding images"):
                 images = list(pool.map(decode, items[start : start + PART]))
                 found += [list(image.shape) for image in images]

@@ -138,9 +138,9 @@ def make(
     loaders: dict[str, DataLoader],
     accelerator: Accelerator,
     precision: str,
-) -> tuple[Plan, list[cache.Phase]]:
-    """The plan of a run, and what it keeps of a frozen start. The model is left as it is in the first epoch."""
-    phases = cache.decide(recipe, model, stages, rates, preprocess, loaders, accelerator)
+) -> tuple[Plan, cache.Caches]:
+    """The plan of a run, and what it keeps so that it is computed once. The model is left as in the first epoch."""
+    caches = cache.decide(recipe, model, stages, rates, preprocess, loaders, accelerator)
     net, training = recipe.net, recipe.training
     workers, updates_per_epoch = loaders["train"].num_workers, loaders["train"].batch_sampler.updates
     processes, classes = accelerator.num_processes, len(imageset.classes)
@@ -174,7 +174,8 @@ def make(
         f"{in_words(need.activations)} of it activations; {in_words(free)} are free"
         + (f". That is too little. {advice(need, free, training)}" if need.total > free else ""),
         "checkpoints": f"at each epoch's end{every}; the newest {recipe.run.keep_checkpoints} are kept",
-        "cached": cache.describe(phases, counts, cache.folder(recipe.run.cache_dir)),
+        "cached": cache.describe(caches.phases, counts, cache.folder(recipe.run.cache_dir)),
+        "decoded": cache.describe_images(caches),
     }
     if processes > 1 and freezing.trains_batchnorm(model, stages, rates):
         facts["BatchNorm"] = (
@@ -184,7 +185,7 @@ def make(
         )
     errors.when_memory_runs_out(advice(need, free, training))
     title = f"{recipe.recipe}: {net.model}, weights {net.weights}, {preprocess.crop} × {preprocess.crop} pixels"
-    return Plan(title, table, facts, need, updates_per_epoch, training.epochs), phases
+    return Plan(title, table, facts, need, updates_per_epoch, training.epochs), caches
 
 
 def advice(need: Memory, free: int, training: Training) -> str:

@@ -81,9 +81,9 @@ class Images:
     """Draw each class equally often, with replacement, however many images it has."""
     skip_bad_images: bool = False
     """Leave out images that do not decode, and count them, instead of refusing to start."""
-    cache_images: bool = False
-    """Keep decoded images in --cache-dir, within --cache-gb: for epochs over files that take long to decode. Results do
-    not change."""
+    cache_images: bool = True
+    """Keep decoded images in --cache-dir where they are needed three times or more, and fit within --cache-gb and a
+    quarter of the memory. Results do not change."""
     workers: int = -1
     """Processes that decode images, per training process. -1: none on a CPU, else up to 8. Results do not change."""
 

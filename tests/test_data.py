@@ -6,13 +6,14 @@ import torch
 from accelerate import Accelerator
 from PIL import Image, ImageOps
 from torchvision import transforms as v1
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from finetune import data, folders
 from finetune.archs import Preprocess
 from finetune.errors import UserError
 from finetune.recipe import Images, Recipe, Run, Training
-from finetune.samples import Draw, Samples, evaluation_transform, load, to_input, training_transform
+from finetune.samples import Draw, RandomResizedCrop, Samples, evaluation_transform, load, to_input, training_transform
 
 PREPROCESS = Preprocess(36, 32, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -98,6 +99,23 @@ def test_evaluation_transform_agrees_with_torchvisions_on_pil_images(tmp_path):
         v1.Resize(36), v1.CenterCrop(32), v1.ToTensor(), v1.Normalize(PREPROCESS.mean, PREPROCESS.std)
     ])(Image.open(tmp_path / "a.png"))  # fmt: skip
     assert (ours - reference).abs().max() < 0.03  # two roundings of a resized byte apart
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
+def test_the_random_crop_is_torchvisions_to_the_bit(channels, kind):
+    ours, theirs = (make(32, (0.08, 1.0), antialias=True) for make in (RandomResizedCrop, v2.RandomResizedCrop))
+    seen = 0
+    for height, width in ((40, 61), (300, 200), (32, 32), (9, 200)):
+        image = torch.randint(0, 256, (height, width, channels), dtype=torch.uint8).permute(2, 0, 1)
+        image = image if kind == torch.uint8 else image / 255
+        for seed in range(10):
+            torch.manual_seed(seed)
+            expected = theirs(image)
+            torch.manual_seed(seed)
+            assert torch.equal(ours(image), expected)
+            seen += 1
+    assert seen == 40
 
 
 def test_images_of_every_mode_decode_to_upright_rgb(tmp_path):

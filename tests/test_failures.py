@@ -1,10 +1,12 @@
 """When one process cannot go on, none waits for it: its message comes first, and the run can be resumed."""
 
+import os
 import resource
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -27,7 +29,7 @@ def test_an_image_that_goes_bad_on_one_rank_ends_all_with_its_message_first(star
         return original(item, channels)
 
     monkeypatch.setattr(samples, "load", load)
-    run = start("run", *FLAGS, "--workers", "1", processes=2)
+    run = start("run", *FLAGS, "--no-cache-images", "--workers", "1", processes=2)
     assert sorted(run.wait(60)) == [1, 2], run.said
     assert run.said.count("error: ") == 1
     assert "blue/03.jpg does not decode: it is gone" in run.said
@@ -104,15 +106,20 @@ def test_a_launcher_that_is_told_to_end_leaves_a_checkpoint_and_no_orphan(launch
     command = [sys.executable, "-m", *LAUNCHERS[launched], "train.py", *words]
     with (tmp_path / "log").open("w") as log:
         running = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not list(output.glob("checkpoints/0001-*")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    ranks = [child for child in psutil.Process(running.pid).children(recursive=True) if "train.py" in child.cmdline()]
-    assert len(ranks) == (1 if "one" in launched else 2)
-    running.send_signal(number)
-    _, alive = psutil.wait_procs(ranks, timeout=30)
-    assert not alive, (tmp_path / "log").read_text()
-    assert running.wait(30) != 0
+    try:
+        deadline = time.monotonic() + 120
+        while not list(output.glob("checkpoints/0001-*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        started = psutil.Process(running.pid).children(recursive=True)
+        ranks = [child for child in started if "train.py" in child.cmdline()]
+        assert len(ranks) == (1 if "one" in launched else 2)
+        running.send_signal(number)
+        _, alive = psutil.wait_procs(ranks, timeout=30)
+        assert not alive, (tmp_path / "log").read_text()
+        assert running.wait(30) != 0
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
     assert (output / "resume-me").exists(), (tmp_path / "log").read_text()
 
 

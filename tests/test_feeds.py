@@ -10,7 +10,7 @@ from conftest import ROOT, metrics, write_images
 from safetensors.torch import load_file, save_file
 from test_distributed import accelerate, launch
 
-from finetune import store
+from finetune import pixels, samples, store
 
 FLOATS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
@@ -56,8 +56,8 @@ def test_cached_is_uncached(train, tmp_path, recipe):
     close(cached, plain)
     if recipe == "last_layers":
         assert metrics(train(*flags)[1]) == metrics(cached), "what was kept is what was computed"
-    held = store.entries(tmp_path / "cache")
-    assert sorted(entry.about["images"].split()[1] for entry in held) == KEPT[recipe]
+    held = [entry.about for entry in store.entries(tmp_path / "cache") if "place" in entry.about]
+    assert sorted(about["images"].split()[1] for about in held) == KEPT[recipe]
 
 
 def test_views_take_turns(train):
@@ -132,21 +132,48 @@ def test_the_plan_says_what_is_kept(train, capsys):
     assert "epochs 3 to 4: what stage4." in shown
 
 
-def test_decoded_images_change_nothing(train, tmp_path, capsys):
-    flags = ("--recipe", "finetune", "--epochs", "1", "--workers", "1")
-    plain, first, second = (train(*flags, *more)[1] for more in ((), ("--cache-images",), ("--cache-images",)))
+def decoded(folder):
+    """What is kept of decoded images in a folder."""
+    return sorted(path.name.partition("-")[2] for path in folder.iterdir() if "-" in path.name)
+
+
+def test_decoded_images_change_nothing(train, tmp_path, monkeypatch):
+    flags = ("--recipe", "finetune", "--epochs", "3", "--workers", "1")
+    plain = train(*flags, "--no-cache-images")[1]
+    assert not (tmp_path / "cache").exists()
+    first = train(*flags)[1]
+    assert decoded(tmp_path / "cache") == ["pixels.safetensors"] * 2 + ["shapes.safetensors"] * 2
+    monkeypatch.setattr(samples, "decode_jpeg", None)  # nothing is decoded again
+    second = train(*flags)[1]
     assert metrics(first) == metrics(second) == metrics(plain) != []
-    names = sorted(path.name.partition("-")[2] for path in (tmp_path / "cache").iterdir())
-    assert names == ["pixels.safetensors"] * 2 + ["shapes.safetensors"] * 2
-    assert "are not kept" not in capsys.readouterr().out
-    small = train(*flags, "--cache-images", "--cache-gb", "1e-6", "--cache-dir", str(tmp_path / "small"))[1]
-    assert metrics(small) == metrics(plain)
-    assert "train images are not kept, since they do not fit" in capsys.readouterr().out
+
+
+def test_images_that_are_decoded_once_or_fit_nowhere_are_not_kept(train, tmp_path, capsys, monkeypatch):
+    def said(*flags):
+        code, output = train("--epochs", "3", *flags)
+        assert code == 0
+        return output, " ".join(capsys.readouterr().out.split())
+
+    assert "decoded not kept (train: decoded twice only)" in said("--views", "2")[1]
+    assert "decoded kept of train: about" in said("--views", "0")[1]
+    assert decoded(tmp_path / "cache") == ["pixels.safetensors", "shapes.safetensors"]
+    whole, shown = said("--recipe", "finetune")
+    assert "decoded kept of train and val: about" in shown
+    small = ("--recipe", "finetune", "--cache-dir", str(tmp_path / "small"))
+    limited, shown = said(*small, "--cache-gb", "1e-6")
+    assert "GB would not fit in a quarter of the memory or --cache-gb" in shown
+    monkeypatch.setattr(pixels, "estimate", lambda _: 0)  # larger than they seemed
+    late, shown = said(*small, "--cache-gb", "1e-6")
+    assert "Decoded train images are not kept: they do not fit" in shown
     assert list((tmp_path / "small").iterdir()) == []
+    assert metrics(whole) == metrics(limited) == metrics(late)
 
 
-def test_decoded_images_and_activations_go_together(train):
-    assert metrics(train("--cache-images")[1]) == metrics(train()[1])
+def test_decoded_images_and_activations_go_together(train, tmp_path):
+    flags = ("--recipe", "last_layers", "--views", "3", "--epochs", "3")
+    plain = train(*flags, "--no-cache-images", "--cache-dir", str(tmp_path / "other"))[1]
+    assert metrics(train(*flags)[1]) == metrics(plain)
+    assert decoded(tmp_path / "cache") == ["pixels.safetensors", "shapes.safetensors"]
 
 
 def test_arrays_are_kept_too(train, tmp_path):
