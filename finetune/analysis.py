@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torchmetrics.functional.classification import (
     binary_calibration_error,
@@ -20,6 +19,7 @@ from torchmetrics.functional.classification import (
     multiclass_recall,
 )
 
+from finetune.durable import save_tensors
 from finetune.errors import UserError
 from finetune.evaluate import Scores
 
@@ -116,7 +116,7 @@ def save(path: Path, scores: Scores, epoch: int) -> None:
     """Write scores as safetensors, with the epoch (from 1) that they are of."""
     held = {name: getattr(scores, name).contiguous() for name in ("losses", "guesses", "probabilities", "labels")}
     beside = path.with_name(path.name + ".new")
-    save_file(held, beside, metadata={"epoch": json.dumps(epoch)})
+    save_tensors(held, beside, metadata={"epoch": json.dumps(epoch)})
     beside.replace(path)
 
 

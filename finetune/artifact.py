@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from finetune import archs, surgery
+from finetune import archs, durable, surgery
 from finetune.archs import Preprocess
 from finetune.errors import UserError
 from finetune.recipe import Net
@@ -52,7 +51,7 @@ def save(
         shutil.rmtree(leftover, ignore_errors=True)
     fresh.mkdir(parents=True)
     state = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
-    save_file(state, fresh / WEIGHTS, metadata={"format": "pt"})
+    durable.save_tensors(state, fresh / WEIGHTS, metadata={"format": "pt"})
     score = {name: line[name] for name in ("epoch", "val_accuracy", "val_loss")}
     card = {"format": FORMAT, **asdict(net), "classes": classes, "preprocess": asdict(preprocess), "score": score}
     (fresh / CARD).write_text(json.dumps(card, indent=2) + "\n")

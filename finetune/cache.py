@@ -33,6 +33,12 @@ class Phase:
     why_not: str
     """Why nothing is kept of the training images, or nothing at all."""
 
+    def reads(self, name: str) -> int:
+        """How often each image of a split is read in these epochs."""
+        if name not in self.splits:
+            return len(self.epochs)
+        return self.views if name == "train" else 1
+
 
 @dataclass(frozen=True)
 class Caches:
@@ -98,14 +104,14 @@ def _decoded(
     splits = {name: loaders[name].dataset for name in ("train", "val")}
     if not all(isinstance(samples.split.items, list) for samples in splits.values()):
         return {}, "they are no files"
-    # What does not stay in memory is read from the disk in the time that decoding takes.
+    # Where they do not stay in memory, each epoch reads many times as much from the disk as the files hold.
     room = min(most - sum(phase.size for phase in phases), hardware.free_memory(torch.device("cpu")) // 4)
     found, why_not = {}, ""
     for name, samples in splits.items():
-        computed = sum(len(p.epochs) if name not in p.splits else p.views if name == "train" else 1 for p in phases)
+        times = sum(phase.reads(name) for phase in phases)
         size = pixels.estimate(samples)
-        if computed < OFTEN:
-            why_not = why_not or f"{name}: decoded {'once' if computed == 1 else 'twice'} only"
+        if times < OFTEN:
+            why_not = why_not or f"{name}: decoded {'once' if times == 1 else 'twice'} only"
         elif size > room:
             why_not = why_not or f"{name}: {size / 1e9:.3g} GB would not fit in a quarter of the memory or --cache-gb"
         else:

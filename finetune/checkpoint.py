@@ -25,11 +25,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from finetune.archs import Preprocess
-from finetune.durable import damage, read_sums, sync, write_sums
+from finetune.durable import damage, read_sums, save_tensors, sync, write_sums
 from finetune.errors import UserError
 
 FORMAT = 1
@@ -161,7 +161,7 @@ class Checkpoints:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         for name, held in tensors.items():
-            save_file(held, aside / f"{name}.safetensors")
+            save_tensors(held, aside / f"{name}.safetensors")
         (aside / "state.json").write_text(json.dumps(state))
         known = self._link_frozen(aside)
         write_sums(aside, known)
@@ -185,7 +185,7 @@ class Checkpoints:
         except (IndexError, OSError, KeyError, ValueError):  # too early, or a file system without links
             target.unlink(missing_ok=True)
             state = {key: value for key, value in self.model.state_dict().items() if key in self.frozen}
-            save_file({key: copied(value) for key, value in state.items()}, target)
+            save_tensors({key: copied(value) for key, value in state.items()}, target)
             return {}
 
     def _moving(self, model: nn.Module) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Folders of files that are on the disk itself, with checksums that tell whether they are whole."""
+"""Files that others may read; folders that are on the disk itself, with checksums that tell whether they are whole."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ import os
 import re
 from pathlib import Path
 
+from safetensors.torch import save_file
+from torch import Tensor
+
 SUMS = "SHA256SUMS"
+UMASK = os.umask(0)  # asking for it sets it
+os.umask(UMASK)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file with the permissions that other files get: the library keeps it for its owner alone."""
+    save_file(tensors, path, metadata)
+    path.chmod(0o666 & ~UMASK)
 
 
 def sync(path: Path) -> None:

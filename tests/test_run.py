@@ -49,6 +49,10 @@ def test_a_run_fills_its_folder(train, tmp_path, image_folder):
         assert min(pixels.shape) > 200
         assert pixels.std() > 5, f"{name}.png is blank"
     assert list((output / "wandb").glob("offline-run-*"))
+    (tmp_path / "any").touch()
+    tensors = list(output.rglob("*.safetensors"))
+    assert len(tensors) == 10, tensors  # model, scores, and four in each of two checkpoints
+    assert {path.stat().st_mode for path in tensors} == {(tmp_path / "any").stat().st_mode}
 
 
 def test_the_saved_model_is_torchvisions_and_scores_what_was_reported(train, image_folder):
