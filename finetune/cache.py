@@ -16,6 +16,7 @@ from finetune.archs import Preprocess
 from finetune.recipe import Rate, Recipe
 
 OFTEN = 3  # times: an image that is needed less often is as quickly decoded again as kept
+DECODED = 4_000_000_000  # bytes of decoded images, where nobody says how much may be kept: a home directory has quotas
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,10 @@ def _decoded(
     splits = {name: loaders[name].dataset for name in ("train", "val")}
     if not all(isinstance(samples.split.items, list) for samples in splits.values()):
         return {}, "they are no files"
+    room = most - sum(phase.size for phase in phases)
+    room = room if recipe.run.cache_gb is not None else min(room, DECODED)
     # Where they do not stay in memory, each epoch reads many times as much from the disk as the files hold.
-    room = min(most - sum(phase.size for phase in phases), hardware.free_memory(torch.device("cpu")) // 4)
+    room = min(room, hardware.free_memory(torch.device("cpu")) // 4)
     found, why_not = {}, ""
     for name, samples in splits.items():
         times = sum(phase.reads(name) for phase in phases)
@@ -113,7 +116,7 @@ def _decoded(
         if times < OFTEN:
             why_not = why_not or f"{name}: decoded {'once' if times == 1 else 'twice'} only"
         elif size > room:
-            why_not = why_not or f"{name}: {size / 1e9:.3g} GB would not fit in a quarter of the memory or --cache-gb"
+            why_not = why_not or f"{name}: {size / 1e9:.3g} GB would not fit: --cache-gb, or a quarter of the memory"
         else:
             found[name] = size
             room -= size

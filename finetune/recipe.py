@@ -82,8 +82,8 @@ class Images:
     skip_bad_images: bool = False
     """Leave out images that do not decode, and count them, instead of refusing to start."""
     cache_images: bool = True
-    """Keep decoded images in --cache-dir where they are needed three times or more, and fit within --cache-gb and a
-    quarter of the memory. Results do not change."""
+    """Keep decoded images in --cache-dir where they are needed three times or more and fit: in a quarter of the memory,
+    and in --cache-gb or else 4 GB. Results do not change."""
     workers: int = -1
     """Processes that decode images, per training process. -1: none on a CPU, else up to 8. Results do not change."""
 
@@ -167,7 +167,8 @@ class Run:
     compile: bool = False
     """Compile the network (torch.compile): minutes at the start, faster steps on a recent GPU."""
     cache_dir: Path | None = None
-    """Where a frozen start's activations are kept, for this run and later ones. None: ~/.cache/finetune/features."""
+    """Where a frozen start's activations and decoded images are kept, for this run and later ones. None:
+    ~/.cache/finetune/features."""
     cache_gb: float | None = None
     """The most that this folder may hold, in GB; what was not used for longest makes room. 0: nothing is kept. None:
     half of what it holds and of what is free on its disk. Results do not change."""

@@ -161,7 +161,10 @@ def test_images_that_are_decoded_once_or_fit_nowhere_are_not_kept(train, tmp_pat
     assert "decoded kept of train and val: about" in shown
     small = ("--recipe", "finetune", "--cache-dir", str(tmp_path / "small"))
     limited, shown = said(*small, "--cache-gb", "1e-6")
-    assert "GB would not fit in a quarter of the memory or --cache-gb" in shown
+    assert "GB would not fit: --cache-gb, or a quarter of the memory" in shown
+    with monkeypatch.context() as patched:
+        patched.setattr(pixels, "estimate", lambda _: 5_000_000_000)
+        assert "decoded not kept (train: 5 GB would not fit" in said("--plan", "--recipe", "finetune")[1]
     monkeypatch.setattr(pixels, "estimate", lambda _: 0)  # larger than they seemed
     late, shown = said(*small, "--cache-gb", "1e-6")
     assert "Decoded train images are not kept: they do not fit" in shown

@@ -10,7 +10,7 @@ import signal
 import time
 
 import pytest
-from test_resume import STATEFUL, assert_same
+from test_resume import STATEFUL, assert_same, wait_for
 
 
 @pytest.mark.torture
@@ -29,8 +29,12 @@ def test_killed_at_random_moments_every_run_ends_as_the_one_that_was_not(start, 
         name, moment = f"killed{trial}", draw.uniform(0, lasted)
         run = start(name, *STATEFUL, processes=processes)
         time.sleep(moment)
-        # A node dies with all its processes; or one of them dies, and the others must notice.
-        run.signal(signal.SIGKILL, rank=draw.choice([None, *range(processes)]))
+        # A node dies with all its processes; or one of them dies, and the others must notice: they can when they have
+        # met. Until then each waits for all, and it is the launcher that notices.
+        rank = draw.choice([None, *range(processes)])
+        if rank is not None:
+            wait_for("config.json", run)
+        run.signal(signal.SIGKILL, rank=rank)
         half = [path.name for path in run.output.glob("checkpoints/.*")]
         codes = run.wait(60)
         written = sorted(path.name for path in run.output.glob("checkpoints/*") if path.name[0] != ".")
