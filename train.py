@@ -162,21 +162,20 @@ def main(arguments: list[str]) -> int:
                 artifact.save(output / "model", checkpoints.best_state(), net, classes, preprocess, line)
         console.print(terminal.epoch_line(line, training.epochs, improved))
         progress.move(epoch + 1, done, torch.zeros_like(sums), time.perf_counter(), began)
-        checkpoints.save(progress)
+        checkpoints.save(progress, optional=True)
 
     # ---- end ---------------------------------------------------------------------------------------------------------
+    path = checkpoints.save(progress)  # before other weights are loaded: the last epoch's may have been left out
     scores = {"val": best_scores} if best_scores else {}  # a resumed run may not have seen its best epoch
     for name in ("val", "test"):
         if name in loaders and name not in scores and not stopped:
             kept.load_state_dict(checkpoints.best_state())
             scores[name] = evaluate(kept, loaders[name], preprocess, run.channels_last, accelerator, requests.stop)
             stopped = scores[name] is None
+    checkpoints.finish()
     if stopped:
-        path = checkpoints.save(progress)
-        checkpoints.finish()
         reporting.stopped(output, path, requests.asked_by, accelerator, tracker, console)
         return STOPPED
-    checkpoints.finish()
     if main_process:
         progress.seconds = time.perf_counter() - began
         result = tracking.summary(progress, training.epochs, scores, loaders, accelerator)

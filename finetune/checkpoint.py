@@ -12,6 +12,7 @@ augmentation, dropout, what is frozen.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -33,6 +34,7 @@ from finetune.durable import damage, read_sums, save_tensors, sync, write_sums
 from finetune.errors import UserError
 
 FORMAT = 1
+SHARE = 0.1  # of the time, at most, for checkpoints at the ends of epochs
 NAME = re.compile(r"\d{4,}-\d{8,}")  # the epoch under way and the updates done
 
 
@@ -107,6 +109,7 @@ class Checkpoints:
         self.about = about  # settings and transform, which are written as they are
         self.best: dict[str, Tensor] = {}
         self.newest = ""
+        self.began, self.took = 0.0, 0.0  # the last one, in seconds
         self.writer, self.writing = ThreadPoolExecutor(1, "checkpoint"), None
 
     # ---- writing -----------------------------------------------------------------------------------------------------
@@ -118,15 +121,19 @@ class Checkpoints:
         """The whole state dict with the best weights so far."""
         return {key: self.best.get(key, value) for key, value in self.model.state_dict().items()}
 
-    def save(self, progress: Progress) -> Path:
+    def save(self, progress: Progress, optional: bool = False) -> Path:
         """Copy where the run is, have it written while training goes on, and give the checkpoint's path.
 
-        All processes take part; the main one writes. Raises `UserError` where the one before could not be written.
+        An optional one is left out where the last took more than a tenth of the time since: writing is work for the
+        CPU and the disk. All processes take part; the main one writes. Raises `UserError` where the one before could
+        not be written.
         """
         name = f"{progress.epoch:04}-{progress.done:08}"  # names sort by time
         sums = self.accelerator.gather(torch.tensor([progress.sums], device=self.accelerator.device)).tolist()
-        if self.accelerator.is_main_process and name != self.newest:
+        too_soon = optional and self.took > SHARE * (time.monotonic() - self.began)
+        if self.accelerator.is_main_process and name != self.newest and not too_soon:
             self.finish()
+            self.newest, self.began, self.took = name, time.monotonic(), math.inf
             state = {"format": FORMAT, **self.about, "progress": asdict(progress) | {"sums": sums}}
             state["rates"] = [group["lr"] for group in self.optimizer.param_groups]
             tensors = {"model": self._moving(self.model), "optimizer": self._optimizer_state(), "best": self.best}
@@ -136,7 +143,6 @@ class Checkpoints:
                 tensors["average"] = self._moving(self.average.module)
                 state["averaged"] = int(self.average.n_averaged)
             self.writing = self.writer.submit(self._write, self.folder / name, state, tensors)
-        self.newest = name
         return self.folder / name
 
     def finish(self) -> None:
@@ -171,6 +177,7 @@ class Checkpoints:
             gone = self._aside(old)
             old.rename(gone)  # from now on it is none: a removal that is cut short leaves no damaged one
             shutil.rmtree(gone)
+        self.took = time.monotonic() - self.began
 
     def _link_frozen(self, aside: Path) -> dict[str, str]:
         """Put what never changes beside the rest, and give its checksum if it is known.

@@ -177,7 +177,7 @@ class Run:
     resume: bool = False
     """Go on from the newest whole checkpoint of --output, wherever that run was stopped."""
     checkpoint_every: str = "10m"
-    """Besides each epoch's end, write a checkpoint after so many updates (500) or minutes (10m). 0: at its end only."""
+    """Besides epochs' ends, write a checkpoint after so many updates (500) or minutes (10m). 0: at their ends only."""
     keep_checkpoints: int = 2
     """How many of them are kept, newest first."""
     tracker: Literal[

@@ -1,11 +1,13 @@
 """Checkpoints are whole or not there, and damage of any kind is found before anything is touched."""
 
 import contextlib
+import math
 import os
 import random
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -38,7 +40,7 @@ def parts():
         frozen = ["0.weight", "0.bias"]
         made = checkpoint.Checkpoints(folder, keep, Accelerator(cpu=True), model, optimizer, None, frozen, ABOUT)
         save = made.save
-        made.save = lambda progress: (save(progress), made.finish())
+        made.save = lambda progress, optional=False: (save(progress, optional), made.finish())
         return made
 
     return model, optimizer, make
@@ -71,6 +73,23 @@ def test_everything_comes_back_as_it_was(parts, two):
     assert len(moments) == 4
     for held, before in zip(optimizer.state.values(), moments, strict=True):
         assert all(torch.equal(held[key], value) for key, value in before.items())
+
+
+def test_optional_ones_take_a_tenth_of_the_time_at_most(parts, tmp_path):
+    *_, make = parts
+    checkpoints = make(tmp_path)
+    seen = []
+    for done, optional, took, ago in (
+        (1, True, 0.0, 0.0),  # the first one
+        (2, True, 1.0, 9.0),
+        (3, True, 1.0, 11.0),
+        (4, False, 1.0, 0.0),
+        (5, True, math.inf, 1e9),  # the last is not written yet
+    ):
+        checkpoints.began, checkpoints.took = time.monotonic() - ago, took
+        checkpoints.save(checkpoint.Progress(done=done), optional)
+        seen.append((tmp_path / f"0000-{done:08}").exists())
+    assert seen == [True, False, True, True, False]
 
 
 def test_sha256sum_reads_the_checksums(two):

@@ -1,6 +1,7 @@
 """A run that was killed or stopped goes on as if nothing had happened; what would make it another run is refused."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -9,8 +10,10 @@ import time
 import pytest
 import torch
 import wandb_file
-from conftest import Started, metrics
+from conftest import Started, metrics, write_images
 from safetensors.torch import load_file
+
+from finetune import checkpoint
 
 # Everything that has a state: phases, momentum, dropout, BatchNorm, an average, accumulation, workers, augmentation.
 STATEFUL = (
@@ -211,6 +214,28 @@ def test_a_damaged_checkpoint_is_named_and_the_run_ends_as_if_it_had_not_been(tr
     assert f"removed {newest.name}, which is damaged: model.safetensors does not match" in capsys.readouterr().out
     assert_same(whole, output, tensors={"model.safetensors", "optimizer.safetensors"})
     assert len(list((output / "checkpoints").iterdir())) == int(keep)
+
+
+def test_checkpoints_that_were_left_out_change_nothing(train, tmp_path, monkeypatch):
+    for seed, split in enumerate(("train", "val", "test")):
+        write_images(tmp_path / "data" / split, 3, seed=seed)
+    flags = ("--recipe", "finetune", "--lr", "1e-2", "--epochs", "4", "--data", str(tmp_path / "data"))
+
+    def names(output):
+        return sorted(path.name[:4] for path in (output / "checkpoints").iterdir())
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "SHARE", math.inf)
+        _, whole = train(*flags)
+    assert names(whole) == ["0003", "0004"]
+    monkeypatch.setattr(checkpoint, "SHARE", 0)
+    code, output = train(*flags)
+    assert code == 0
+    assert names(output) == ["0001", "0004"]
+    assert_same(whole, output, tensors={"model.safetensors"})
+    shutil.rmtree(max((output / "checkpoints").iterdir()))
+    assert train(*flags, "--resume", "--output", str(output))[0] == 0
+    assert_same(whole, output, tensors={"model.safetensors"})
 
 
 def test_a_model_folder_that_a_kill_left_out_comes_back(train):
