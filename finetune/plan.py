@@ -173,7 +173,7 @@ def make(
         "memory": f"about {in_words(need.total)} per process at the peak of an update, "
         f"{in_words(need.activations)} of it activations; {in_words(free)} are free"
         + (f". That is too little. {advice(need, free, training)}" if need.total > free else ""),
-        "checkpoints": f"at each epoch's end, in a tenth of the time at most{every}; "
+        "checkpoints": f"at each epoch's end (in at most a tenth of the time){every}; "
         f"the newest {recipe.run.keep_checkpoints} are kept",
         "cached": cache.describe(caches.phases, counts, cache.folder(recipe.run.cache_dir)),
         "decoded": cache.describe_images(caches),
