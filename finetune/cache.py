@@ -51,6 +51,8 @@ class Caches:
     """Splits whose images are kept as they are decoded, with the estimated bytes of them."""
     why_not: str
     """Why those of no split are, or of one alone."""
+    most: int
+    """Bytes that the store may take."""
 
 
 def decide(
@@ -93,7 +95,7 @@ def decide(
         phases.append(Phase(range(start, stop), cut, splits, views, size, why_not))
     freezing.set_phase(model, stages, rates, epoch=0)
     decoded = [_decoded(recipe, phases, loaders, most)]
-    return Caches(phases, *(broadcast_object_list(decoded) if accelerator.num_processes > 1 else decoded)[0])
+    return Caches(phases, *(broadcast_object_list(decoded) if accelerator.num_processes > 1 else decoded)[0], most)
 
 
 def _decoded(
@@ -112,10 +114,9 @@ def _decoded(
     found, why_not = {}, ""
     for name, samples in splits.items():
         times = sum(phase.reads(name) for phase in phases)
-        size = pixels.estimate(samples)
         if times < OFTEN:
             why_not = why_not or f"{name}: decoded {'once' if times == 1 else 'twice'} only"
-        elif size > room:
+        elif (size := pixels.estimate(samples)) > room:
             why_not = why_not or f"{name}: {size / 1e9:.3g} GB would not fit: --cache-gb, or a quarter of the memory"
         else:
             found[name] = size

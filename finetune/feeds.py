@@ -65,7 +65,7 @@ class Feeds:
         self.stop, self.stopped = stop, False
         self.phases, self.recipe, self.model, self.kept = caches.phases, recipe, model, kept
         self.preprocess, self.loaders, self.accelerator, self.shown = preprocess, loaders, accelerator, shown
-        self.folder, self.most = cache.folder(recipe.run.cache_dir), cache.limit(recipe, accelerator)
+        self.folder, self.most = cache.folder(recipe.run.cache_dir), caches.most
         self.channels_last = recipe.run.channels_last
         # Images that are computed together: always as many, since their number enters the rounding. On a CPU a few,
         # whose activations stay in its caches.
