@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from torch import nn
 
-from finetune import launcher
+from finetune import convolution, launcher
 from finetune.errors import UserError
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt(3)
@@ -39,6 +39,8 @@ def make_accelerator(precision: str, tracker: str, output: Path) -> tuple[Accele
     )
     if not gpu:
         keep_memory()
+        if chosen == "bf16" and torch.cpu._is_amx_tile_supported():
+            convolution.use_products()
     if accelerator.num_processes > 1:
         # Left to the interpreter's end, gloo's threads can abort a process that has finished before the others.
         atexit.register(accelerator.state.destroy_process_group)

@@ -25,6 +25,7 @@ LAYERS = (
         "loss",
         "ema",
         "hardware",
+        "convolution",
         "heads",
         "recipes",
         "noise",
