@@ -27,7 +27,7 @@ from finetune.data import Batch
 from finetune.recipe import Recipe
 from finetune.samples import Draw, to_input
 
-FORMAT = 2  # raise it when a change alters what is stored
+FORMAT = 3  # raise it when a change alters what is stored
 
 
 class Feed(NamedTuple):
@@ -188,10 +188,12 @@ class Feeds:
             worker_init_fn=loader.worker_init_fn,
             generator=torch.Generator(),
         )
+        autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
+        prefix = frontier.folded(self.prefix, autocast)
         failed, done = False, 0
         writer = store.Writer(path, count, about) if accelerator.is_local_main_process else None
         title = f"frozen part, {name} images" + (f", view {view + 1}" if name == "train" else "")
-        for values in self._computed(self.shown(images, title)):
+        for values in self._computed(prefix, self.shown(images, title)):
             if self.stop():
                 self.stopped = True
                 if writer:
@@ -214,21 +216,21 @@ class Feeds:
                     writer.abandon()
             done += len(rows)
 
-    def _computed(self, batches: Iterator[Batch]) -> Iterator[Tensor]:
+    def _computed(self, prefix: nn.Module, batches: Iterator[Batch]) -> Iterator[Tensor]:
         """The activations of each batch, in order; on a CPU of several batches at once, each on a core of its own.
 
         All cores on one batch wait for each other at every layer, and for the next batch's images.
         """
         cores = torch.get_num_threads()
         if self.accelerator.device.type != "cpu" or cores == 1:
-            yield from map(self._compute, batches)
+            yield from (self._compute(prefix, batch) for batch in batches)
             return
         torch.set_num_threads(1)  # in the pool's threads too, which take it from here
         try:
             with ThreadPoolExecutor(cores) as pool:
                 waiting: deque[Future[Tensor]] = deque()
                 for batch in batches:
-                    waiting.append(pool.submit(self._compute, batch))
+                    waiting.append(pool.submit(self._compute, prefix, batch))
                     if len(waiting) > cores:
                         yield waiting.popleft().result()
                 while waiting:
@@ -237,10 +239,10 @@ class Feeds:
             torch.set_num_threads(cores)
 
     @torch.inference_mode()
-    def _compute(self, batch: Batch) -> Tensor:
+    def _compute(self, prefix: nn.Module, batch: Batch) -> Tensor:
         x = to_input(batch.images, self.preprocess, self.accelerator.device, self.channels_last)  # (N, C, H, W)
         with self.accelerator.autocast():
-            return self.prefix(x)  # (N, …)
+            return prefix(x)  # (N, …)
 
     def _rows(self, values: Tensor) -> Tensor:
         """What goes to the file: all processes' activations, in the images' order, on the CPU."""

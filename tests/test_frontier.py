@@ -73,6 +73,56 @@ def test_both_parts_together_are_the_whole_in_training_and_in_evaluation(name, l
     assert trained <= {id(p) for p in cut.suffix(other, True).parameters()}, "the suffix trains the model's own"
 
 
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "convnext_tiny", "swin_t"])
+def test_a_folded_prefix_gives_the_same_and_leaves_the_model_alone(name):
+    model, _, _, cut = build(name, 1, size=64)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            nn.init.uniform_(module.weight, 0.5, 2.0)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    plain, before = cut.prefix(model), copy.deepcopy(model.state_dict())
+    images = torch.randn(4, 3, 64, 64)
+    with torch.inference_mode():
+        expected = plain(images)
+        found = frontier.folded(plain, torch.float32)(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            in_bf16, quick = plain(images), frontier.folded(plain, torch.bfloat16)
+            quick_bf16 = quick(images)
+    scale = float(expected.abs().mean())
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * scale)
+    assert quick_bf16.dtype == in_bf16.dtype, "what autocast gives is what is kept"
+    error, folded = ((values.float() - expected).abs().mean() / scale for values in (in_bf16, quick_bf16))
+    assert float(folded) <= 1.2 * float(error), "no further from the truth than without folding"
+    norms = [sum(isinstance(m, nn.BatchNorm2d) for m in net.modules()) for net in (plain, quick)]
+    assert norms == {"resnet18": [20, 0], "mobilenet_v2": [52, 0]}.get(name, [0, 0])
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_only_a_convolution_that_feeds_nothing_else_is_folded():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1)
+            self.norm, self.twice = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+
+        def forward(self, x):
+            x = self.one(x)
+            x = x + self.norm(x)
+            return self.twice(self.two(self.twice(x)))
+
+    torch.manual_seed(0)
+    net = Net().eval()
+    for norm in (net.norm, net.twice):
+        nn.init.uniform_(norm.running_mean, -0.5, 0.5)
+    plain, images = torch.fx.symbolic_trace(net), torch.randn(2, 3, 8, 8)
+    quick = frontier.folded(plain, torch.float32)
+    assert sum(node.op == "call_module" for node in quick.graph.nodes) == 5
+    torch.testing.assert_close(quick(images), net(images))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", archs.BY_NAME)
 def test_every_model_can_be_cut(name):
