@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,10 +118,18 @@ def draw_all(
     scores: Scores,
     classes: list[str],
 ) -> None:
-    """All pictures of a run; `scores` are the best epoch's on the validation split."""
+    """All pictures of a run; `scores` are the best epoch's on the validation split.
+
+    Images are decoded, resized and compressed in a thread beside the charts: one, since it seeds torch's generator.
+    """
     val = loaders["val"].dataset
-    preview(folder, loaders, classes)
-    charts.curves(folder / "curves.png", history, best_epoch)
-    charts.of_scores(folder, scores, classes, "Validation")
-    predictions(folder / "predictions.png", val, scores, classes)
-    top_losses(folder / "top_losses.png", val, scores, classes)
+    with ThreadPoolExecutor(1) as pool:
+        grids = [
+            pool.submit(preview, folder, loaders, classes),
+            pool.submit(predictions, folder / "predictions.png", val, scores, classes),
+            pool.submit(top_losses, folder / "top_losses.png", val, scores, classes),
+        ]
+        charts.curves(folder / "curves.png", history, best_epoch)
+        charts.of_scores(folder, scores, classes, "Validation")
+        for grid in grids:
+            grid.result()
