@@ -27,7 +27,7 @@ from finetune.data import Batch
 from finetune.recipe import Recipe
 from finetune.samples import Draw, to_input
 
-FORMAT = 3  # raise it when a change alters what is stored
+FORMAT = 2  # raise it when a change alters what is stored
 
 
 class Feed(NamedTuple):
@@ -189,7 +189,7 @@ class Feeds:
             generator=torch.Generator(),
         )
         autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
-        prefix = frontier.folded(self.prefix, autocast)
+        prefix = frontier.cast(self.prefix, autocast)
         failed, done = False, 0
         writer = store.Writer(path, count, about) if accelerator.is_local_main_process else None
         title = f"frozen part, {name} images" + (f", view {view + 1}" if name == "train" else "")

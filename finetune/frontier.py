@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import Counter
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -128,30 +127,16 @@ def digest(prefix: fx.GraphModule) -> str:
     return found.hexdigest()
 
 
-def folded(prefix: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModule:
-    """The same up to rounding, in less time: each BatchNorm becomes part of the convolution before it.
+def cast(prefix: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModule:
+    """The same, to the bit, under an autocast to `dtype`: its convolutions and linear layers hold their weights in it.
 
-    Convolutions and linear layers hold their weights in `dtype`, that of autocast, which would cast them in each batch.
-    What is changed is a copy.
+    Autocast would cast frozen weights anew for each batch. The layers are copies; the model keeps its own.
     """
-    quick = fx.GraphModule(prefix, copy.deepcopy(prefix.graph), "Folded")
-    calls = Counter(node.target for node in quick.graph.nodes if node.op == "call_module")
-    for node in list(quick.graph.nodes):
-        before = node.args[0] if node.op == "call_module" else None
-        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
-            continue
-        first, second = quick.get_submodule(before.target), quick.get_submodule(node.target)
-        pair = type(first) is nn.Conv2d and type(second) is nn.BatchNorm2d and second.running_mean is not None
-        if pair and calls[before.target] == calls[node.target] == 1:
-            quick.set_submodule(before.target, nn.utils.fuse_conv_bn_eval(first, second))
-            node.replace_all_uses_with(before)
-            quick.graph.erase_node(node)
-    quick.recompile()
-    quick.delete_all_unused_submodules()
-    for path, module in list(quick.named_modules()):
+    held = fx.GraphModule(prefix, prefix.graph, "Cast")
+    for path, module in list(held.named_modules()):
         if type(module) in (nn.Conv2d, nn.Linear):
-            quick.set_submodule(path, copy.deepcopy(module).to(dtype))
-    return quick
+            held.set_submodule(path, copy.deepcopy(module).to(dtype))
+    return held
 
 
 class _Tracer(fx.Tracer):
