@@ -188,8 +188,8 @@ class Feeds:
             worker_init_fn=loader.worker_init_fn,
             generator=torch.Generator(),
         )
-        autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
-        prefix = frontier.cast(self.prefix, autocast)
+        autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+        prefix = frontier.cast(self.prefix, autocast) if autocast else self.prefix
         failed, done = False, 0
         writer = store.Writer(path, count, about) if accelerator.is_local_main_process else None
         title = f"frozen part, {name} images" + (f", view {view + 1}" if name == "train" else "")
