@@ -6,17 +6,24 @@ Nothing here needs torch, so that a wrong path is told in a fraction of a second
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+import signal
+import sys
+import threading
+from collections.abc import Iterable
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 from PIL import Image
 
-from finetune import checked
+from finetune import checked, launcher
 from finetune.errors import UserError
 from finetune.imagesets import ImageSet, Split, grouped, stratified
 
 # torchvision's ImageFolder reads these and passes over the rest, .gif among them.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+FORKED = 2000  # files to look at: for fewer, processes are not worth their start
+SHOWN = 50  # batches of them: fewer take no time
 SPLITS = ("train", "val", "test")
 SPLIT_WORDS = (*SPLITS, "training", "valid", "validation", "eval", "testing")
 
@@ -144,10 +151,41 @@ def _undecodable(paths: list[str]) -> dict[str, str]:
     """The files that do not decode, with the reason."""
 
     def look(chosen: list[str]) -> list[str]:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside the interpreter's lock
-            return [why for whys in pool.map(_reasons, _batched(chosen)) for why in whys]
+        with _workers(len(chosen)) as pool:
+            batches = _batched(chosen)
+            found = _shown(pool.map(_reasons, batches), len(batches))
+            return [why for whys in found for why in whys]
 
     return checked.reasons(paths, look)
+
+
+def _shown(found: Iterable[list[str]], batches: int) -> Iterable[list[str]]:
+    """The same, under a bar where it takes a while and somebody watches."""
+    if batches < SHOWN or os.environ.get("LOCAL_RANK", "0") != "0":
+        return found
+    from rich.console import Console
+    from rich.progress import track
+
+    console, title = Console(stderr=True), "looking at new images"  # stderr: with --json, the plan alone is on stdout
+    return track(found, title, batches, console=console, transient=True, disable=not console.is_terminal)
+
+
+def _workers(files: int) -> Executor:
+    """For each core one that looks at files: threads for a few of them, since Pillow decodes outside the interpreter's
+    lock, and processes for many, since it opens them inside.
+
+    They are copies of this process, made at once: one that has threads, as torch has, could not be copied safely.
+    """
+    count = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    if files < FORKED or not sys.platform.startswith("linux") or threading.active_count() > 1 or "torch" in sys.modules:
+        return ThreadPoolExecutor(count)
+    return ProcessPoolExecutor(count, get_context("fork"), _follow, (os.getpid(),))
+
+
+def _follow(parent: int) -> None:
+    """Leave it to the parent when to end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all of a terminal's processes
+    launcher.end_with(parent)
 
 
 def _batched(paths: list[str], size: int = 64) -> list[list[str]]:

@@ -37,9 +37,12 @@ def end_with_parent() -> None:
     Accelerate's launcher of one process forwards no signal, torchrun none that kills it: training would go on unseen
     and keep the device. On Linux; elsewhere, and without a launcher, this does nothing.
     """
-    if not (words() and sys.platform.startswith("linux")):
-        return
-    parent = os.getppid()
+    if words() and sys.platform.startswith("linux"):
+        end_with(os.getppid())
+
+
+def end_with(parent: int) -> None:
+    """Ask the kernel, Linux's, for a SIGTERM when the parent of this process dies."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it died in between
         os.kill(os.getpid(), signal.SIGTERM)

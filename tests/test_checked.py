@@ -1,9 +1,12 @@
 """Files are decoded again when they have changed, and not otherwise."""
 
 import os
+import subprocess
+import sys
 
+import psutil
 import pytest
-from conftest import write_images
+from conftest import ROOT, write_images
 
 from finetune import checked, folders
 from finetune.errors import UserError
@@ -50,3 +53,50 @@ def test_without_a_memory_every_file_is_looked_at(files, monkeypatch, tmp_path):
     checked.place().parent.mkdir(parents=True)
     checked.place().write_bytes(b"no database at all" * 100)
     assert looked_at(files, monkeypatch) == 12
+
+
+LOOK = """
+import os, sys
+from finetune import checked, folders
+checked.MANY = folders.FORKED = folders.SHOWN = 1
+own = folders._reason
+def reason(path):
+    return f"{own(path)[:15]} by {os.getpid()}"  # every file is a bad one, and says who looked at it
+folders._reason = reason
+found = folders.decodable(sys.argv[1:], True)
+print(os.getpid(), "torch" in sys.modules, *(f"{path}: {why}" for path, why in found.items()), sep="\\n")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads look at all files")
+def test_many_files_are_looked_at_by_other_processes(files):
+    paths = sorted(str(path) for path in files.rglob("*.jpg"))
+    (files / "blue" / "01.jpg").write_bytes(b"no image")
+    command = [sys.executable, "-c", LOOK, *paths]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    parent, torch, *lines = done.stdout.splitlines()
+    assert torch == "False"
+    assert [line.partition(": ")[0] for line in lines] == paths
+    assert len(paths) == 12
+    assert {line.rpartition(" ")[2] for line in lines}.isdisjoint({parent})
+    assert [line.partition(": ")[2].partition(" by")[0] for line in lines].count("cannot identify") == 1
+    assert done.stderr == "", "a log needs no bar"
+    terminal = os.environ | {"TTY_COMPATIBLE": "1", "XDG_CACHE_HOME": str(files.parent / "another")}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=terminal)
+    assert "looking at new images" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads look at all files")
+def test_who_looks_at_files_ends_with_the_run(files):
+    code = LOOK.replace("def reason(path):", "def reason(path):\n    print('looking', flush=True); os.read(0, 1)")
+    command = [sys.executable, "-c", code, *(str(path) for path in files.rglob("*.jpg"))]
+    run = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert run.stdout.readline() == b"looking\n"
+    lookers = psutil.Process(run.pid).children()
+    assert lookers
+    run.kill()
+    run.wait()
+    gone, alive = psutil.wait_procs(lookers, timeout=10)
+    assert (len(gone), alive) == (len(lookers), [])
+    run.stdin.close()
+    run.stdout.close()

@@ -31,9 +31,8 @@ LAYERS = (
         "noise",
         "signals",
     },
-    {"launcher"},
     {"checks", "imagesets", "folders", "tables", "arrays", "named", "starter"},
-    {"recipe", "archs", "errors", "checked", "entry"},
+    {"recipe", "archs", "errors", "checked", "entry", "launcher"},
 )
 
 
