@@ -54,6 +54,13 @@ def imports() -> Iterator[None]:
         gc.enable()
 
 
+def import_torch() -> None:
+    """Import what every run needs and waits for: torch, and what builds on it."""
+    with imports():
+        import accelerate  # noqa: F401
+        import torchvision  # noqa: F401
+
+
 def exit_code(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     """Run a program; what has an explanation is printed as one message and gives 2, or 130 for a second Ctrl-C.
 

@@ -16,14 +16,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from finetune import checked, launcher
+from finetune import checked, entry, launcher
 from finetune.errors import UserError
 from finetune.imagesets import ImageSet, Split, grouped, stratified
 
 # torchvision's ImageFolder reads these and passes over the rest, .gif among them.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-FORKED = 2000  # files to look at: for fewer, processes are not worth their start
-SHOWN = 50  # batches of them: fewer take no time
+SHOWN = 50  # batches of files to look at: fewer take no time
 SPLITS = ("train", "val", "test")
 SPLIT_WORDS = (*SPLITS, "training", "valid", "validation", "eval", "testing")
 
@@ -153,8 +152,10 @@ def _undecodable(paths: list[str]) -> dict[str, str]:
     def look(chosen: list[str]) -> list[str]:
         with _workers(len(chosen)) as pool:
             batches = _batched(chosen)
-            found = _shown(pool.map(_reasons, batches), len(batches))
-            return [why for whys in found for why in whys]
+            found = pool.map(_reasons, batches)
+            if isinstance(pool, ProcessPoolExecutor):
+                entry.import_torch()  # this process would only wait, and all that read images need it next
+            return [why for whys in _shown(found, len(batches)) for why in whys]
 
     return checked.reasons(paths, look)
 
@@ -171,19 +172,21 @@ def _shown(found: Iterable[list[str]], batches: int) -> Iterable[list[str]]:
 
 
 def _workers(files: int) -> Executor:
-    """For each core one that looks at files: threads for a few of them, since Pillow decodes outside the interpreter's
-    lock, and processes for many, since it opens them inside.
+    """For each core one that looks at files: processes, since Pillow opens files inside the interpreter's lock.
 
-    They are copies of this process, made at once: one that has threads, as torch has, could not be copied safely.
+    They are copies of this process. One that has threads, as torch has, cannot be copied safely; there, and for a few
+    files, they are threads.
     """
     count = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    if files < FORKED or not sys.platform.startswith("linux") or threading.active_count() > 1 or "torch" in sys.modules:
+    alone = threading.active_count() == 1 and "torch" not in sys.modules
+    if files < checked.MANY or not alone or not sys.platform.startswith("linux"):
         return ThreadPoolExecutor(count)
     return ProcessPoolExecutor(count, get_context("fork"), _follow, (os.getpid(),))
 
 
 def _follow(parent: int) -> None:
-    """Leave it to the parent when to end."""
+    """Give way to the parent, and leave it to it when to end."""
+    os.nice(5)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all of a terminal's processes
     launcher.end_with(parent)
 
