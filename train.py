@@ -172,14 +172,15 @@ def main(arguments: list[str]) -> int:
             kept.load_state_dict(checkpoints.best_state())
             scores[name] = evaluate(kept, loaders[name], preprocess, run.channels_last, accelerator, requests.stop)
             stopped = scores[name] is None
-    checkpoints.finish()
     if stopped:
+        checkpoints.finish()
         reporting.stopped(output, path, requests.asked_by, accelerator, tracker, console)
         return STOPPED
     if main_process:
         progress.seconds = time.perf_counter() - began
         result = tracking.summary(progress, training.epochs, scores, loaders, accelerator)
         reporting.end(output, result, history, scores["val"], loaders, classes, tracker, console)
+    checkpoints.finish()
     tracker.finish()
     return 0
 

@@ -10,8 +10,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from finetune import analysis
 from finetune.evaluate import Scores
@@ -20,13 +22,20 @@ from finetune.evaluate import Scores
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6E6E6E"
 PALETTE = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MANY_CLASSES = 25
+DPI = 120
 matplotlib.rcParams["text.parse_math"] = False  # a class may be called $x$
 
 
 def save(figure: Figure, path: Path) -> None:
     """Write a picture, whole or not at all."""
-    beside = path.with_name(f".{path.name}")
-    figure.savefig(beside, dpi=120, format=path.suffix.removeprefix(".") or "png")
+    beside, kind = path.with_name(f".{path.name}"), path.suffix.removeprefix(".") or "png"
+    if kind == "png":  # drawn once; savefig draws twice, the first time to lay it out
+        figure.set_dpi(DPI)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(beside, kind, compress_level=1)
+    else:
+        figure.savefig(beside, dpi=DPI, format=kind)
     beside.replace(path)
 
 
