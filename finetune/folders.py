@@ -150,8 +150,8 @@ def _undecodable(paths: list[str]) -> dict[str, str]:
     """The files that do not decode, with the reason."""
 
     def look(chosen: list[str]) -> list[str]:
-        with _workers(len(chosen)) as pool:
-            batches = _batched(chosen)
+        batches = _batched(chosen)
+        with _workers(len(chosen), len(batches)) as pool:
             found = pool.map(_reasons, batches)
             if isinstance(pool, ProcessPoolExecutor):
                 entry.import_torch()  # this process would only wait, and all that read images need it next
@@ -171,13 +171,14 @@ def _shown(found: Iterable[list[str]], batches: int) -> Iterable[list[str]]:
     return track(found, title, batches, console=console, transient=True, disable=not console.is_terminal)
 
 
-def _workers(files: int) -> Executor:
-    """For each core one that looks at files: processes, since Pillow opens files inside the interpreter's lock.
+def _workers(files: int, batches: int) -> Executor:
+    """One for each core: processes, since Pillow opens files inside the interpreter's lock.
 
     They are copies of this process. One that has threads, as torch has, cannot be copied safely; there, and for a few
     files, they are threads.
     """
-    count = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    cores = len(os.sched_getaffinity(0)) if sys.platform.startswith("linux") else os.cpu_count() or 1
+    count = max(1, min(batches, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     alone = threading.active_count() == 1 and "torch" not in sys.modules
     if files < checked.MANY or not alone or not sys.platform.startswith("linux"):
         return ThreadPoolExecutor(count)
