@@ -152,10 +152,14 @@ def _undecodable(paths: list[str]) -> dict[str, str]:
     def look(chosen: list[str]) -> list[str]:
         batches = _batched(chosen)
         with _workers(len(chosen), len(batches)) as pool:
-            found = pool.map(_reasons, batches)
-            if isinstance(pool, ProcessPoolExecutor):
-                entry.import_torch()  # this process would only wait, and all that read images need it next
-            return [why for whys in _shown(found, len(batches)) for why in whys]
+            try:
+                found = pool.map(_reasons, batches)
+                if isinstance(pool, ProcessPoolExecutor):
+                    entry.import_torch()  # this process would only wait, and all that read images need it next
+                return [why for whys in _shown(found, len(batches)) for why in whys]
+            except BaseException:  # Ctrl-C: the rest is not waited for
+                pool.shutdown(cancel_futures=True)
+                raise
 
     return checked.reasons(paths, look)
 

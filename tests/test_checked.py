@@ -1,8 +1,10 @@
 """Files are decoded again when they have changed, and not otherwise."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
@@ -100,3 +102,20 @@ def test_who_looks_at_files_ends_with_the_run(files):
     assert (len(gone), alive) == (len(lookers), [])
     run.stdin.close()
     run.stdout.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads look at all files")
+def test_ctrl_c_does_not_wait_for_the_rest(files):
+    slow = "def reason(path):\n    print('looking', flush=True); import time; time.sleep(0.5)"
+    code = LOOK.replace("def reason(path):", slow).replace(
+        "own =", "folders._batched = lambda p: [[x] for x in p]; own ="
+    )
+    paths = [str(path) for path in files.rglob("*.jpg")] * 50
+    errors = subprocess.PIPE
+    run = subprocess.Popen([sys.executable, "-c", code, *paths], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors)
+    while not psutil.Process(run.pid).children():
+        time.sleep(0.01)
+    time.sleep(0.3)  # it imports torch by now
+    run.send_signal(signal.SIGINT)
+    assert b"KeyboardInterrupt" in run.communicate(timeout=20)[1]
+    assert run.returncode == -signal.SIGINT
