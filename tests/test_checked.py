@@ -117,5 +117,8 @@ def test_ctrl_c_does_not_wait_for_the_rest(files):
         time.sleep(0.01)
     time.sleep(0.3)  # it imports torch by now
     run.send_signal(signal.SIGINT)
-    assert b"KeyboardInterrupt" in run.communicate(timeout=20)[1]
+    try:
+        assert b"KeyboardInterrupt" in run.communicate(timeout=20)[1]
+    finally:
+        run.kill()
     assert run.returncode == -signal.SIGINT
