@@ -7,11 +7,15 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import wandb_file
 from conftest import ROOT, metrics, write_images
@@ -106,6 +110,33 @@ def wait_for_epoch(output: Path, epoch: int) -> None:
         time.sleep(0.2)
 
 
+@contextmanager
+def held(job: str) -> Iterator[list[psutil.Process]]:
+    """The job's two ranks, which stand still meanwhile: a fast machine would have trained to the end."""
+    known = [(p, p.info["cmdline"] or [], p.info["environ"] or {}) for p in psutil.process_iter(["cmdline", "environ"])]
+    ranks = [p for p, words, variables in known if words[1:2] == ["train.py"] and variables.get("SLURM_JOB_ID") == job]
+    assert len(ranks) == 2
+    try:
+        for rank in ranks:
+            rank.suspend()
+        yield ranks
+    finally:
+        for rank in ranks:
+            rank.resume()
+
+
+def wait_for_signal(ranks: list[psutil.Process], number: int) -> None:
+    """Wait until the signal stands before each of them."""
+    deadline = time.monotonic() + 120
+    for rank in ranks:
+        pending = 0
+        while not pending >> (number - 1) & 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+            status = Path(f"/proc/{rank.pid}/status").read_text()
+            pending = int(re.search(r"ShdPnd:\s*(\w+)", status).group(1), 16)
+
+
 def assert_same(whole: Path, output: Path) -> None:
     assert metrics(whole) == metrics(output)
     first, second = ((folder / "model" / "model.safetensors").read_bytes() for folder in (whole, output))
@@ -131,10 +162,14 @@ def test_two_nodes_train_one_run_to_the_end(whole):
 
 def test_a_time_limit_costs_nothing(cluster, training, whole):
     output = cluster.home / "limit"
-    options = ("--time=1", "--signal=B:USR1@45")
-    job = cluster.submit(MULTI, *training, options=options, OUTPUT=str(output))
-    assert cluster.wait(job, 600) == "COMPLETED", cluster.said(job)
-    assert cluster.restarts(job) >= 1
+    job = cluster.submit(MULTI, *training, options=("--time=10", "--signal=B:USR1@45"), OUTPUT=str(output))
+    wait_for_epoch(output, 5)
+    with held(job) as ranks:  # Slurm looks at the clock twice a minute
+        cluster.run("scontrol", "update", f"jobid={job}", "timelimit=1")
+        wait_for_signal(ranks, signal.SIGUSR1)
+        cluster.run("scontrol", "update", f"jobid={job}", "timelimit=10")  # for its second start
+    assert cluster.wait(job) == "COMPLETED", cluster.said(job)
+    assert cluster.restarts(job) == 1
     assert "Stopped by SIGUSR1" in cluster.said(job)
     assert_same(whole, output)
     assert_logged_once(output)
