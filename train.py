@@ -24,6 +24,7 @@ def main(arguments: list[str]) -> int:
     recipe = recipes.from_command_line(arguments)
     net, images, training, run = recipe.net, recipe.images, recipe.training, recipe.run
     family, output = archs.find(net.model), reporting.folder(recipe)
+    charts = reporting.charts(recipe)
     imageset = imagesets.read(images, net.in_channels, run.seed)
     classes = imageset.classes
 
@@ -179,7 +180,7 @@ def main(arguments: list[str]) -> int:
     if main_process:
         progress.seconds = time.perf_counter() - began
         result = tracking.summary(progress, training.epochs, scores, loaders, accelerator)
-        reporting.end(output, result, history, scores["val"], loaders, classes, tracker, console)
+        reporting.end(output, result, history, scores["val"], loaders, classes, tracker, console, charts)
     checkpoints.finish()
     tracker.finish()
     return 0

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from finetune import analysis
+from finetune import figures
 from finetune.runs import RunFiles
 
 NAME = "README.md"
@@ -111,7 +111,7 @@ def _results(summary: dict[str, Any], config: dict[str, Any]) -> list[str]:
     ):
         count = summary.get(f"{split}_images")
         if accuracy is not None and count:
-            low, high = analysis.wilson(accuracy, count)
+            low, high = figures.wilson(accuracy, count)
             name = {"val": "validation", "test": "test"}[split]
             lines.append(f"| {count} {name} | {accuracy:.4f} | {low:.3f} to {high:.3f} | {loss} |")
     by = (

@@ -1,4 +1,7 @@
-"""Charts of figures: curves, confusions, classes, calibration; one style, told apart by everyone."""
+"""Charts of figures: curves, confusions, classes, calibration; one style, told apart by everyone.
+
+Nothing here needs torch: a run's charts are drawn in a process that never imports it (`beside.Beside`).
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from finetune import analysis
-from finetune.evaluate import Scores
+from finetune import figures
+from finetune.figures import Guesses
+from finetune.palette import BLUE, GREEN, GREY, ORANGE, PALETTE
 
-# Okabe & Ito 2008: told apart by everyone.
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6E6E6E"
-PALETTE = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MANY_CLASSES = 25
 DPI = 120
 matplotlib.rcParams["text.parse_math"] = False  # a class may be called $x$
@@ -89,7 +90,7 @@ def curves(path: Path, history: list[dict[str, Any]], best_epoch: int) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.axvline(best_epoch, color="black", linestyle=":", linewidth=1)
         for epoch in started:
-            axes.axvline(epoch, color="#009E73", linestyle="--", linewidth=1, alpha=0.8)
+            axes.axvline(epoch, color=GREEN, linestyle="--", linewidth=1, alpha=0.8)
     for epoch, names in started.items():
         words = names[0] if len(names) == 1 else f"{len(names)} depths"
         panels["rate"].annotate(f" +{words}", (epoch, 1), xycoords=("data", "axes fraction"), fontsize=7, va="top",
@@ -153,10 +154,9 @@ def rate_test(path: Path, tried: list[float], losses: list[float], suggested: fl
     save(figure, path)
 
 
-def confusion(path: Path, scores: Scores, classes: list[str], split: str) -> None:
+def confusion(path: Path, guesses: Guesses, classes: list[str], split: str) -> None:
     """The confusion matrix, each row as shares of its true class, and the largest confusions beside it."""
-    matrix = analysis.confusion_matrix(scores, len(classes))
-    counts, few = matrix.numpy(), len(classes) <= MANY_CLASSES
+    counts, few = figures.confusion_matrix(guesses, len(classes)), len(classes) <= MANY_CLASSES
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     longest = max(len(short(name)) for name in classes)
     side = 2.4 + 0.07 * longest + (0.42 * len(classes) if few else 0.115 * len(classes))
@@ -178,7 +178,7 @@ def confusion(path: Path, scores: Scores, classes: list[str], split: str) -> Non
             shade = "white" if shares[row, column] > 0.6 else "black"
             axes.text(column, row, counts[row, column], ha="center", va="center", color=shade, fontsize=9)
     beside.set_axis_off()
-    largest = analysis.largest_confusions(matrix, 6 if len(classes) < 8 else 15)
+    largest = figures.largest_confusions(counts, 6 if len(classes) < 8 else 15)
     lines = [
         f"{count} × {short(classes[row], 20)} taken for\n     {short(classes[column], 24)}"
         for row, column, count in largest
@@ -189,9 +189,11 @@ def confusion(path: Path, scores: Scores, classes: list[str], split: str) -> Non
     save(figure, path)
 
 
-def per_class(path: Path, scores: Scores, classes: list[str], split: str) -> None:
+def per_class(path: Path, guesses: Guesses, classes: list[str], split: str) -> None:
     """Each class's accuracy with its 95 % interval and its number of images, the weakest on top."""
-    rows = sorted((row for row in analysis.per_class(scores, classes) if row.images), key=lambda row: row.recall)
+    counts = figures.confusion_matrix(guesses, len(classes))
+    seen = zip(classes, counts.diagonal().tolist(), counts.sum(1).tolist(), strict=True)
+    rows = sorted(((right / images, images, name) for name, right, images in seen if images), key=lambda row: row[0])
     few = len(rows) <= MANY_CLASSES
     columns = 1 if few else 2 if len(rows) <= 120 else 4
     per_column = -(-len(rows) // columns)
@@ -202,13 +204,13 @@ def per_class(path: Path, scores: Scores, classes: list[str], split: str) -> Non
     for k, axes in enumerate(figure.subplots(1, columns, squeeze=False)[0]):
         part = rows[k * per_column : (k + 1) * per_column]
         places = np.arange(len(part))
-        recalls = np.array([row.recall for row in part])
-        ends = np.array([analysis.wilson(row.recall, row.images) for row in part])
+        recalls = np.array([recall for recall, _, _ in part])
+        ends = np.array([figures.wilson(recall, images) for recall, images, _ in part])
         bars = np.abs(ends.T - recalls)  # (2, rows)
         axes.errorbar(recalls, places, xerr=bars, fmt="o", color=BLUE, ecolor="#8FC1E3", markersize=5 if few else 3)
-        axes.axvline(scores.accuracy, color=GREY, linestyle=":", linewidth=1)
+        axes.axvline(guesses.right.mean(), color=GREY, linestyle=":", linewidth=1)
         size = 9 if few else 6.5
-        axes.set_yticks(places, [f"{short(row.name)}  ({row.images})" for row in part], fontsize=size)
+        axes.set_yticks(places, [f"{short(name)}  ({images})" for _, images, name in part], fontsize=size)
         axes.set_ylim(per_column - 0.4, -0.6)
         axes.set_xlim(-0.02, 1.02)
         plain(axes)
@@ -216,18 +218,18 @@ def per_class(path: Path, scores: Scores, classes: list[str], split: str) -> Non
     save(figure, path)
 
 
-def calibration(path: Path, scores: Scores, split: str) -> None:
+def calibration(path: Path, guesses: Guesses, split: str) -> None:
     """The reliability diagram: how often the first guess is right, by how probable it is said to be."""
-    found = analysis.calibration(scores)
+    found = figures.calibration(guesses)
     figure = Figure(figsize=(5, 5.6), layout="constrained")
     top, below = figure.subplots(2, 1, height_ratios=[3, 1], sharex=True)
-    middles = (np.array(found.edges[1:]) + np.array(found.edges[:-1])) / 2
-    counts, accuracy = np.array(found.counts), np.array(found.accuracy)
+    middles = (found.edges[1:] + found.edges[:-1]) / 2
+    counts, accuracy = found.counts, found.accuracy
     there = counts > 0
     top.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1, label="as sure as right")
-    top.bar(middles[there], accuracy[there], width=1 / analysis.BINS * 0.92, color=BLUE, alpha=0.35, label="right")
-    ends = np.array([analysis.wilson(a, int(c)) for a, c in zip(accuracy[there], counts[there], strict=True)])
-    confidence = np.array(found.confidence)[there]
+    top.bar(middles[there], accuracy[there], width=1 / figures.BINS * 0.92, color=BLUE, alpha=0.35, label="right")
+    ends = np.array([figures.wilson(a, int(c)) for a, c in zip(accuracy[there], counts[there], strict=True)])
+    confidence = found.confidence[there]
     label = "right at the mean\nprobability, 95 %"
     bars = np.abs(ends.T - accuracy[there])  # (2, bins)
     top.errorbar(confidence, accuracy[there], yerr=bars, fmt="s", color=ORANGE, markersize=4, label=label)
@@ -235,7 +237,7 @@ def calibration(path: Path, scores: Scores, split: str) -> None:
     top.set_ylim(0, 1.03)
     top.set_ylabel("share that is right")
     top.legend(frameon=False, fontsize=8, loc="upper left")
-    below.bar(middles, counts, width=1 / analysis.BINS * 0.92, color=GREY, alpha=0.6)
+    below.bar(middles, counts, width=1 / figures.BINS * 0.92, color=GREY, alpha=0.6)
     plain(below)
     below.set_xlabel("probability of the first guess")
     below.set_ylabel("images")
@@ -244,8 +246,14 @@ def calibration(path: Path, scores: Scores, split: str) -> None:
     save(figure, path)
 
 
-def of_scores(folder: Path, scores: Scores, classes: list[str], split: str) -> None:
-    """All charts of the scores on one split."""
-    confusion(folder / "confusion.png", scores, classes, split)
-    per_class(folder / "per_class.png", scores, classes, split)
-    calibration(folder / "calibration.png", scores, split)
+def of_guesses(folder: Path, guesses: Guesses, classes: list[str], split: str) -> None:
+    """All charts of a model's guesses on one split."""
+    confusion(folder / "confusion.png", guesses, classes, split)
+    per_class(folder / "per_class.png", guesses, classes, split)
+    calibration(folder / "calibration.png", guesses, split)
+
+
+def of_run(folder: Path, history: list[dict[str, Any]], best_epoch: int, guesses: Guesses, classes: list[str]) -> None:
+    """All charts of a run; `guesses` are the best epoch's on the validation split."""
+    curves(folder / "curves.png", history, best_epoch)
+    of_guesses(folder, guesses, classes, "Validation")

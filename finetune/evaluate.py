@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from finetune.archs import Preprocess
+from finetune.figures import Guesses
 from finetune.samples import to_input
 
 
@@ -43,6 +44,10 @@ class Scores:
     def top5(self) -> float:
         """Share of images whose class is among the k guesses."""
         return (self.guesses == self.labels[:, None]).any(1).double().mean().item()
+
+    def first(self) -> Guesses:
+        """The first guesses alone, as arrays."""
+        return Guesses(self.labels.numpy(), self.guesses[:, 0].numpy(), self.probabilities[:, 0].double().numpy())
 
 
 @torch.inference_mode()

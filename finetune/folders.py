@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
-import threading
 from collections.abc import Iterable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
@@ -16,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from finetune import checked, entry, launcher
+from finetune import beside, checked, entry, launcher
 from finetune.errors import UserError
 from finetune.imagesets import ImageSet, Split, grouped, stratified
 
@@ -176,15 +174,9 @@ def _shown(found: Iterable[list[str]], batches: int) -> Iterable[list[str]]:
 
 
 def _workers(files: int, batches: int) -> Executor:
-    """One for each core: processes, since Pillow opens files inside the interpreter's lock.
-
-    They are copies of this process. One that has threads, as torch has, cannot be copied safely; there, and for a few
-    files, they are threads.
-    """
-    cores = len(os.sched_getaffinity(0)) if sys.platform.startswith("linux") else os.cpu_count() or 1
-    count = max(1, min(batches, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
-    alone = threading.active_count() == 1 and "torch" not in sys.modules
-    if files < checked.MANY or not alone or not sys.platform.startswith("linux"):
+    """One for each core: processes, since Pillow opens files inside the interpreter's lock; for a few files threads."""
+    count = max(1, min(batches, beside.cores()))
+    if files < checked.MANY or not beside.can_copy():
         return ThreadPoolExecutor(count)
     return ProcessPoolExecutor(count, get_context("fork"), _follow, (os.getpid(),))
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import to_pil_image
 
-from finetune import charts
-from finetune.charts import ORANGE
+from finetune.beside import Beside
 from finetune.evaluate import Scores
+from finetune.palette import ORANGE
 from finetune.samples import Draw, Samples
 
 TILE, GAP, LINE = 190, 14, 17  # pixels: a picture's side, the space between two, the height of a line
@@ -39,7 +39,8 @@ def _grid(path: Path, columns: int, title: str, pictures: Sequence[_Picture]) ->
     rows = -(-len(pictures) // columns)
     canvas = Image.new("RGB", (columns * step + GAP, top + rows * (step + 2 * LINE)), "white")
     draw = ImageDraw.Draw(canvas)
-    place = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # Pillow's own lacks many signs
+    matplotlib = Path(find_spec("matplotlib").origin).parent  # not imported: that takes longer than the pictures
+    place = matplotlib / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"  # Pillow's own lacks many signs
     font, larger = ImageFont.truetype(place, 12), ImageFont.truetype(place, 16)
     draw.text((canvas.width // 2, LINE), title, "black", larger, "mm")
     for k, (image, text, framed) in enumerate(pictures):
@@ -117,19 +118,22 @@ def draw_all(
     loaders: dict[str, DataLoader],
     scores: Scores,
     classes: list[str],
+    charts: Beside | None = None,
 ) -> None:
     """All pictures of a run; `scores` are the best epoch's on the validation split.
 
-    Images are decoded, resized and compressed in a thread beside the charts: one, since it seeds torch's generator.
+    The charts are drawn beside the grids of images: by `charts`, a process that has the module of this name, else here.
     """
-    val = loaders["val"].dataset
+    val, figures = loaders["val"].dataset, (folder, history, best_epoch, scores.first(), classes)
     with ThreadPoolExecutor(1) as pool:
-        grids = [
-            pool.submit(preview, folder, loaders, classes),
-            pool.submit(predictions, folder / "predictions.png", val, scores, classes),
-            pool.submit(top_losses, folder / "top_losses.png", val, scores, classes),
-        ]
-        charts.curves(folder / "curves.png", history, best_epoch)
-        charts.of_scores(folder, scores, classes, "Validation")
-        for grid in grids:
-            grid.result()
+        drawn = pool.submit(charts.call, "of_run", *figures) if charts else pool.submit(_draw_charts, *figures)
+        preview(folder, loaders, classes)
+        predictions(folder / "predictions.png", val, scores, classes)
+        top_losses(folder / "top_losses.png", val, scores, classes)
+        drawn.result()
+
+
+def _draw_charts(*figures: Any) -> None:
+    from finetune import charts  # late: it imports matplotlib
+
+    charts.of_run(*figures)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from finetune import beside
+from finetune.beside import Beside
 from finetune.errors import UserError
 from finetune.recipe import Recipe
 
@@ -69,6 +72,16 @@ def stopped(output: Path, checkpoint: Path, why: str, accelerator: Any, tracker:
     accelerator.wait_for_everyone()  # a launcher ends all when the first one ends
 
 
+def charts(recipe: Recipe) -> Beside | None:
+    """A process that will draw the run's charts, and imports what it needs beside the run; None where that is no gain.
+
+    To be called before torch is imported.
+    """
+    run, main_process = recipe.run, os.environ.get("RANK", "0") == "0"
+    trains = main_process and not (run.plan or run.preview or run.lr_find)
+    return beside.Beside("finetune.charts") if trains and beside.cores() > 1 and beside.can_copy() else None
+
+
 def preview(output: Path, loaders: dict[str, Any], classes: list[str], console: Any) -> int:
     """Draw the augmentations and say where; the exit code."""
     from finetune import plots
@@ -87,6 +100,7 @@ def end(
     classes: list[str],
     tracker: Any,
     console: Any,
+    charts: Beside | None,
 ) -> None:
     """Write summary.json, draw the pictures and say what came out; `scores` are the best epoch's. Main process only."""
     from finetune import analysis, card, plots, runs, terminal, tracking
@@ -97,7 +111,7 @@ def end(
     labels = {name: loader.dataset.split.labels for name, loader in loaders.items()}
     card.write(runs.read(output), {s: [ys.count(k) for k in range(len(classes))] for s, ys in labels.items()})
     try:
-        plots.draw_all(output / "plots", history, result["best_epoch"], loaders, scores, classes)
+        plots.draw_all(output / "plots", history, result["best_epoch"], loaders, scores, classes, charts)
     except Exception as error:  # a picture is not worth a result
         console.print(f"The pictures could not all be drawn ({type(error).__name__}: {error}).", soft_wrap=True)
     tracker.log_end(history[-1]["step"], result, output, scores, loaders["val"].dataset, classes)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchmetrics.functional.classification import multiclass_calibration_error
+from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
 
-from finetune import analysis, charts
+from finetune import analysis, charts, figures
 from finetune.errors import UserError
 from finetune.evaluate import Scores
 
@@ -35,7 +35,7 @@ def history(epochs=4):
 @pytest.mark.parametrize("classes", [2, 3, 102])
 def test_every_chart_is_drawn(tmp_path, classes):
     names = [f"a class called {k} " + "long " * (k % 9) for k in range(classes)]
-    charts.of_scores(tmp_path, made_up(classes)[0], names, "Validation")
+    charts.of_guesses(tmp_path, made_up(classes)[0].first(), names, "Validation")
     charts.curves(tmp_path / "curves.png", history(), 3)
     charts.together(tmp_path / "together.png", {f"run {k}": history() for k in range(classes)})
     pictures = sorted(tmp_path.glob("*.png"))
@@ -48,7 +48,8 @@ def test_every_chart_is_drawn(tmp_path, classes):
 
 def test_scores_without_a_mistake_of_one_class_only_are_drawn(tmp_path):
     labels = torch.zeros(3, dtype=torch.int64)
-    charts.of_scores(tmp_path, scores_of(torch.tensor([[9.0, 0.0]] * 3), labels), ["a", "b"], "Validation")
+    guesses = scores_of(torch.tensor([[9.0, 0.0]] * 3), labels).first()
+    charts.of_guesses(tmp_path, guesses, ["a", "b"], "Validation")
     assert len(list(tmp_path.glob("*.png"))) == 3
 
 
@@ -58,12 +59,18 @@ def test_unfreezing_is_read_off_the_rates():
 
 def test_calibration_error_is_torchmetrics_and_the_bins_add_up():
     scores, logits = made_up(4)
-    found = analysis.calibration(scores)
+    found = figures.calibration(scores.first())
     expected = multiclass_calibration_error(logits.softmax(1), scores.labels, 4, n_bins=10).item()
     assert found.error == pytest.approx(expected, abs=1e-6)
     assert sum(found.counts) == 400
     gaps = [n * abs(a - c) for n, a, c in zip(found.counts, found.accuracy, found.confidence, strict=True) if n]
     assert sum(gaps) / 400 == pytest.approx(found.error, abs=1e-6)
+
+
+def test_the_confusion_matrix_is_torchmetrics():
+    scores, _ = made_up(7)
+    expected = multiclass_confusion_matrix(scores.guesses[:, 0], scores.labels, 7)
+    assert figures.confusion_matrix(scores.first(), 7).tolist() == expected.tolist()
 
 
 def test_per_class_figures_and_confusions_by_hand():
@@ -73,7 +80,7 @@ def test_per_class_figures_and_confusions_by_hand():
     assert [(row.images, row.recall) for row in rows] == [(2, 1.0), (4, 0.25), (0, 0.0)]
     assert [row.precision for row in rows] == [0.5, 1.0, 0.0]
     assert rows[0].f1 == pytest.approx(2 / 3)
-    assert analysis.largest_confusions(analysis.confusion_matrix(scores, 3), 5) == [(1, 0, 2), (1, 2, 1)]
+    assert figures.largest_confusions(figures.confusion_matrix(scores.first(), 3), 5) == [(1, 0, 2), (1, 2, 1)]
     errors = analysis.errors(scores, ["a", "b", "c"], [f"{k}.jpg" for k in range(6)])
     assert {error["image"] for error in errors} == {"1.jpg", "3.jpg", "4.jpg"}
 
@@ -82,7 +89,7 @@ def test_per_class_figures_and_confusions_by_hand():
     ("share", "count", "interval"), [(0.5, 10, (0.237, 0.763)), (1.0, 10, (0.722, 1.0)), (0.0, 1, (0.0, 0.793))]
 )
 def test_the_interval_is_wilsons(share, count, interval):
-    assert analysis.wilson(share, count) == pytest.approx(interval, abs=1e-3)
+    assert figures.wilson(share, count) == pytest.approx(interval, abs=1e-3)
 
 
 def test_scores_are_written_and_read_back_and_damage_is_told(tmp_path):

@@ -153,21 +153,22 @@ def names_of(split: Split) -> list[str]:
 def measure(scores: Scores, classes: list[str], names: list[str]) -> dict[str, Any]:
     """All figures, as JSON takes them."""
     from finetune import analysis
+    from finetune.figures import calibration, confusion_matrix, largest_confusions, wilson
 
-    low, high = analysis.wilson(scores.accuracy, len(scores.labels))
-    matrix = analysis.confusion_matrix(scores, len(classes))
+    low, high = wilson(scores.accuracy, len(scores.labels))
+    matrix = confusion_matrix(scores.first(), len(classes))
     return {
         "images": len(scores.labels),
         "loss": scores.loss,
         "accuracy": scores.accuracy,
         "accuracy_interval": [low, high],
         "top5": scores.top5,
-        "calibration_error": analysis.calibration(scores).error,
+        "calibration_error": calibration(scores.first()).error,
         "classes": [asdict(row) for row in analysis.per_class(scores, classes)],
         "confusion": matrix.tolist(),
         "confusions": [
             {"true": classes[row], "predicted": classes[column], "images": count}
-            for row, column, count in analysis.largest_confusions(matrix, SHOWN)
+            for row, column, count in largest_confusions(matrix, SHOWN)
         ],
         "errors": analysis.errors(scores, classes, names),
     }
@@ -219,4 +220,4 @@ def write(folder: Path, figures: dict[str, Any], scores: Scores, classes: list[s
         table = csv.DictWriter(file, ["image", "true", "predicted", "probability", "loss"])
         table.writeheader()
         table.writerows(figures["errors"])
-    charts.of_scores(folder, scores, classes, figures["split"])
+    charts.of_guesses(folder, scores.first(), classes, figures["split"])

@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
         print(f"The charts alone, since the images cannot be read: {error}")
         charts.curves(folder / "curves.png", run.history, best)
         if scores is not None:
-            charts.of_scores(folder, scores, ready.classes, "Validation")
+            charts.of_guesses(folder, scores.first(), ready.classes, "Validation")
     else:
         loaders = data.make_loaders(imageset.splits, ready.preprocess, ready.recipe, ready.accelerator)
         if scores is None or scores.labels.tolist() != imageset.splits["val"].labels:

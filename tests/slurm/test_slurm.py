@@ -114,7 +114,8 @@ def wait_for_epoch(output: Path, epoch: int) -> None:
 def held(job: str) -> Iterator[list[psutil.Process]]:
     """The job's two ranks, which stand still meanwhile: a fast machine would have trained to the end."""
     known = [(p, p.info["cmdline"] or [], p.info["environ"] or {}) for p in psutil.process_iter(["cmdline", "environ"])]
-    ranks = [p for p, words, variables in known if words[1:2] == ["train.py"] and variables.get("SLURM_JOB_ID") == job]
+    ours = [p for p, words, variables in known if words[1:2] == ["train.py"] and variables.get("SLURM_JOB_ID") == job]
+    ranks = [p for p in ours if p.ppid() not in {other.pid for other in ours}]  # without those that draw for them
     assert len(ranks) == 2
     try:
         for rank in ranks:
