@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -53,7 +54,8 @@ def _grid(path: Path, columns: int, title: str, pictures: Sequence[_Picture]) ->
         lines = [textwrap.shorten(line, 26, placeholder="…") or line[:25] + "…" for line in text.split("\n") if line]
         draw.text((x + TILE // 2, y - 6), "\n".join(lines), ORANGE if framed else "black", font, "md", align="center")
     beside = path.with_name(f".{path.name}")
-    canvas.save(beside, "jpeg" if path.suffix in (".jpg", ".jpeg") else "png", compress_level=1)
+    kind = "jpeg" if path.suffix in (".jpg", ".jpeg") else "png"
+    canvas.save(beside, kind, compress_level=1, compress_type=zlib.Z_RLE)  # of photographs faster, and smaller
     beside.replace(path)
 
 
