@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 
 
 def cores() -> int:
-    """The processor cores that this process may keep busy: its share of those that the run may use."""
-    count = len(os.sched_getaffinity(0)) if sys.platform.startswith("linux") else os.cpu_count() or 1
-    return max(1, count // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    """The processor cores that this process may use, be it alone or with others of its run."""
+    return len(os.sched_getaffinity(0)) if sys.platform.startswith("linux") else os.cpu_count() or 1
 
 
 def can_copy() -> bool:

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterable
-from contextlib import closing
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from hashlib import blake2b
 from pathlib import Path
+
+from finetune import entry
 
 MANY = 100  # fewer files than this are decoded in a tenth of a second: not worth remembering
 
@@ -28,35 +32,72 @@ def reasons(paths: list[str], look: Callable[[list[str]], Iterable[str]]) -> dic
         return {path: why for path, why in zip(paths, look(paths), strict=True) if why}
     here = str(Path.cwd())
     names = [os.path.join(here, path) for path in paths]
-    states = [(entry.st_size, entry.st_mtime_ns) for entry in map(os.stat, paths)]
-    known = _recall({name.rpartition(os.sep)[0] for name in names})
-    new = [k for k, name in enumerate(names) if known.get(name, ())[:2] != states[k]]
-    whys = [known[name][2] if name in known else "" for name in names]
-    for k, why in zip(new, look([paths[k] for k in new]), strict=True):
-        whys[k] = why
-    _remember([(names[k], *states[k], whys[k]) for k in new])
-    return {path: why for path, why in zip(paths, whys, strict=True) if why}
+    states = [(state.st_size, state.st_mtime_ns) for state in map(os.stat, paths)]
+    top = os.path.commonpath({name.rpartition(os.sep)[0] for name in names})
+
+    def new() -> list[int]:
+        return [k for k, name in enumerate(names) if known.get(name, ())[:2] != states[k]]
+
+    known = _recall(top)
+    if new():
+        with _turn(top):
+            known = _recall(top)  # another process may have looked at them
+            chosen = new()
+            whys = look([paths[k] for k in chosen]) if chosen else []
+            found = {names[k]: (*states[k], why) for k, why in zip(chosen, whys, strict=True)}
+            _remember(found)
+            known |= found
+    return {path: known[name][2] for path, name in zip(paths, names, strict=True) if known[name][2]}
 
 
-def _recall(folders: set[str]) -> dict[str, tuple[int, int, str]]:
-    """Size, time and reason of the files below what these folders have in common."""
-    common = os.path.commonpath(folders)
+@contextmanager
+def _turn(top: str) -> Iterator[None]:
+    """Let one process at a time look at what is below a folder: those of one run would all look at the same files.
+
+    Where files cannot be locked, each looks for itself.
+    """
+    try:
+        import fcntl
+
+        place().parent.mkdir(parents=True, exist_ok=True)
+        file = place().with_suffix(".lock").open("w")
+    except (ImportError, OSError):
+        yield
+        return
+    main_process = os.environ.get("LOCAL_RANK", "0") == "0"
+    if not main_process:
+        entry.import_torch()  # it is needed next anyway; so the main process is the first, and shows how far it is
+    key = int.from_bytes(blake2b(top.encode(), digest_size=7).digest(), "big")  # the byte that stands for the folder
+    with file:
+        with suppress(OSError):  # a file system without locks
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, key)
+            except BlockingIOError:
+                if main_process:
+                    print(f"Waiting for another run, which looks at new images in {top}.", file=sys.stderr)
+                fcntl.lockf(file, fcntl.LOCK_EX, 1, key)
+        yield
+
+
+def _recall(top: str) -> dict[str, tuple[int, int, str]]:
+    """Size, time and reason of the files below a folder."""
     query = "SELECT path, size, time, why FROM checked WHERE path >= ? AND path < ?"
     try:
         with closing(sqlite3.connect(place(), timeout=10)) as file:
-            rows = file.execute(query, (common, common + "\U0010ffff"))
+            rows = file.execute(query, (top, top + "\U0010ffff"))
             return {path: (size, time, why) for path, size, time, why in rows}
     except sqlite3.Error:
         return {}
 
 
-def _remember(rows: list[tuple[str, int, int, str]]) -> None:
-    if not rows:
+def _remember(found: dict[str, tuple[int, int, str]]) -> None:
+    if not found:
         return
     try:
         place().parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(place(), timeout=10)) as file, file:
             file.execute("CREATE TABLE IF NOT EXISTS checked (path TEXT PRIMARY KEY, size INT, time INT, why TEXT)")
+            rows = ((name, *known) for name, known in found.items())
             file.executemany("INSERT OR REPLACE INTO checked VALUES (?, ?, ?, ?)", rows)
     except (sqlite3.Error, OSError):
         return

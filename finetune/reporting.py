@@ -78,8 +78,9 @@ def charts(recipe: Recipe) -> Beside | None:
     To be called before torch is imported.
     """
     run, main_process = recipe.run, os.environ.get("RANK", "0") == "0"
-    trains = main_process and not (run.plan or run.preview or run.lr_find)
-    return beside.Beside("finetune.charts") if trains and beside.cores() > 1 and beside.can_copy() else None
+    draws = main_process and not (run.plan or run.preview or run.lr_find)
+    spare = beside.cores() > int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return beside.Beside("finetune.charts") if draws and spare and beside.can_copy() else None
 
 
 def preview(output: Path, loaders: dict[str, Any], classes: list[str], console: Any) -> int:

@@ -88,6 +88,20 @@ def test_many_files_are_looked_at_by_other_processes(files):
     assert "looking at new images" in done.stderr
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="files cannot be locked in this way")
+def test_processes_that_start_together_look_at_each_file_once(files):
+    paths = sorted(str(path) for path in files.rglob("*.jpg"))
+    slow = LOOK.replace("    return f", "    import time; time.sleep(0.2)\n    return f")
+    command, ranks = [sys.executable, "-c", slow, *paths], ("0", "0", "1")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen(command, cwd=ROOT, env=os.environ | {"LOCAL_RANK": rank}, **pipes) for rank in ranks]
+    said, errors = zip(*(process.communicate(timeout=60) for process in started), strict=True)
+    found = [words.splitlines()[2:] for words in said]
+    assert len(found[0]) == 12
+    assert found[0] == found[1] == found[2], "the reasons say which process looked"
+    assert any("Waiting for another run" in words for words in errors)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads look at all files")
 def test_who_looks_at_files_ends_with_the_run(files):
     code = LOOK.replace("def reason(path):", "def reason(path):\n    print('looking', flush=True); os.read(0, 1)")
