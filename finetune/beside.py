@@ -1,6 +1,6 @@
-"""Processes beside the run: they look at images while it imports torch, and draw charts while it draws images.
+"""A process beside the run, which draws charts while it draws images; and on how many cores others may run beside it.
 
-They are copies of this process (fork), which costs next to nothing before torch is there, and is not safe afterwards:
+It is a copy of this process (fork), which costs next to nothing before torch is there, and is not safe afterwards:
 torch has threads.
 """
 
@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from contextlib import suppress
+from pickle import PickleError
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,6 +25,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform.startswith("linux") else os.cpu_count() or 1
 
 
+def share() -> int:
+    """The cores that are this process's own: those that it is bound to, else its part of the machine's."""
+    bound = cores() < (os.cpu_count() or 1)
+    return max(1, cores() if bound else cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
 def can_copy() -> bool:
     """Whether this process can be copied safely: on Linux, as long as it has one thread and no torch."""
     return sys.platform.startswith("linux") and threading.active_count() == 1 and "torch" not in sys.modules
@@ -32,17 +39,20 @@ def can_copy() -> bool:
 class Beside:
     """A module whose functions are called in a process beside this one; it is imported there at once.
 
-    The process lives until this one ends. Signals are this one's affair.
+    The process lives as long as this one. Signals are this one's affair.
     """
 
     def __init__(self, module: str) -> None:
-        from multiprocessing import Pipe, get_context  # late: it leaves word of what to do at the exit (`entry.run`)
+        from multiprocessing import Pipe  # late: it leaves word of what to do at the exit (`entry.run`)
 
         self.pipe, theirs = Pipe()
-        process = get_context("fork").Process(target=_serve, args=(module, theirs, self.pipe), daemon=True)
-        process.start()
+        if os.fork() == 0:
+            try:
+                self.pipe.close()
+                _serve(module, theirs)
+            finally:
+                os._exit(0)
         theirs.close()
-        atexit.register(process.kill)  # it ignores the SIGTERM that Python sends
 
     def call(self, function: str, *arguments: Any) -> None:
         """Call a function and wait until it has ended; what it raises is raised here."""
@@ -55,12 +65,15 @@ class Beside:
             raise error
 
 
-def _serve(module: str, pipe: Connection, parents: Connection) -> None:
+def _serve(module: str, pipe: Connection) -> None:
     """Answer calls until the other process ends."""
-    parents.close()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     os.nice(5)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):  # who reads what the run prints need not wait for this process
+        os.dup2(nowhere, stream)
+    atexit._clear()  # what the run wants done at its exit
     with suppress(Exception):  # it is told when a function is called
         importlib.import_module(module)
     with suppress(EOFError, OSError):
@@ -71,4 +84,8 @@ def _serve(module: str, pipe: Connection, parents: Connection) -> None:
                 getattr(importlib.import_module(module), function)(*arguments)
             except Exception as raised:
                 error = raised
-            pipe.send(error)
+            try:
+                pipe.send(error)
+            except (TypeError, AttributeError, PickleError):  # it cannot be sent as it is
+                pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
+    atexit._run_exitfuncs()  # matplotlib may have made a folder for the time being

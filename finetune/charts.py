@@ -1,6 +1,6 @@
 """Charts of figures: curves, confusions, classes, calibration; one style, told apart by everyone.
 
-Nothing here needs torch: a run's charts are drawn in a process that never imports it (`beside.Beside`).
+Nothing here needs torch, so that a process may draw a run's charts that never imports it (`beside.Beside`).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import os
 import sqlite3
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from hashlib import blake2b
 from pathlib import Path
 
@@ -23,13 +23,14 @@ def place() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune" / "checked.sqlite"
 
 
-def reasons(paths: list[str], look: Callable[[list[str]], Iterable[str]]) -> dict[str, str]:
+def reasons(paths: list[str], look: Callable[[list[str], bool], Iterable[str]]) -> dict[str, str]:
     """Why files do not decode, for those that do not; `look` gives the reasons, empty for good files, in order.
 
-    Where nothing can be remembered (a folder that cannot be written, a damaged file), every file is looked at.
+    `look` is also told whether the other processes of its run wait meanwhile. Where nothing can be remembered (a folder
+    that cannot be written, a damaged file), every file is looked at.
     """
     if len(paths) < MANY:
-        return {path: why for path, why in zip(paths, look(paths), strict=True) if why}
+        return {path: why for path, why in zip(paths, look(paths, False), strict=True) if why}
     here = str(Path.cwd())
     names = [os.path.join(here, path) for path in paths]
     states = [(state.st_size, state.st_mtime_ns) for state in map(os.stat, paths)]
@@ -40,10 +41,10 @@ def reasons(paths: list[str], look: Callable[[list[str]], Iterable[str]]) -> dic
 
     known = _recall(top)
     if new():
-        with _turn(top):
+        with _turn(top) as alone:
             known = _recall(top)  # another process may have looked at them
             chosen = new()
-            whys = look([paths[k] for k in chosen]) if chosen else []
+            whys = look([paths[k] for k in chosen], alone) if chosen else []
             found = {names[k]: (*states[k], why) for k, why in zip(chosen, whys, strict=True)}
             _remember(found)
             known |= found
@@ -51,32 +52,40 @@ def reasons(paths: list[str], look: Callable[[list[str]], Iterable[str]]) -> dic
 
 
 @contextmanager
-def _turn(top: str) -> Iterator[None]:
+def _turn(top: str) -> Iterator[bool]:
     """Let one process at a time look at what is below a folder: those of one run would all look at the same files.
 
-    Where files cannot be locked, each looks for itself.
+    False where files cannot be locked: there each looks for itself.
     """
+    path, state = place().with_suffix(".lock"), Path(top).stat()
     try:
         import fcntl
 
-        place().parent.mkdir(parents=True, exist_ok=True)
-        file = place().with_suffix(".lock").open("w")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
     except (ImportError, OSError):
-        yield
+        yield False
         return
     main_process = os.environ.get("LOCAL_RANK", "0") == "0"
     if not main_process:
         entry.import_torch()  # it is needed next anyway; so the main process is the first, and shows how far it is
-    key = int.from_bytes(blake2b(top.encode(), digest_size=7).digest(), "big")  # the byte that stands for the folder
+    # A byte of the file stands for the folder. One of the same name on another machine's disk is another folder.
+    said = f"{top} {state.st_ino} {state.st_mtime_ns}"
+    byte = int.from_bytes(blake2b(said.encode(), digest_size=7).digest(), "big")
     with file:
-        with suppress(OSError):  # a file system without locks
+        try:
             try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, key)
-            except BlockingIOError:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+            except (BlockingIOError, PermissionError):  # POSIX leaves the choice
                 if main_process:
-                    print(f"Waiting for another run, which looks at new images in {top}.", file=sys.stderr)
-                fcntl.lockf(file, fcntl.LOCK_EX, 1, key)
-        yield
+                    told = f"Waiting for another process, which looks at new images in {top} (its lock is on {path})."
+                    print(told, file=sys.stderr)
+                fcntl.lockf(file, fcntl.LOCK_EX, 1, byte)
+        except OSError:  # a file system without locks
+            alone = False
+        else:
+            alone = True
+        yield alone
 
 
 def _recall(top: str) -> dict[str, tuple[int, int, str]]:

@@ -8,9 +8,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import NoReturn
 
 from finetune.errors import INTERRUPTED, MISTAKE, explanation
+
+_begun = False  # whether `run` began this process
 
 
 def run(main: Callable[[list[str]], int]) -> NoReturn:
@@ -19,6 +22,8 @@ def run(main: Callable[[list[str]], int]) -> NoReturn:
     The interpreter would end by taking apart, object by object, what the system frees at once: for torch that takes
     the best part of a second. So the process ends behind everything else that is to happen at its exit.
     """
+    global _begun
+    _begun = True
     code = 1  # an exception that nobody explains
 
     def leave() -> None:
@@ -40,6 +45,31 @@ def run(main: Callable[[list[str]], int]) -> NoReturn:
 
 
 @contextmanager
+def at_once() -> Iterator[None]:
+    """Meanwhile Ctrl-C ends the program at once; there is nothing to lose.
+
+    As an exception it would come in the middle of an import, some of which swallow it, or of a pool's work, which then
+    waits for ever for a lock. In a process that `run` did not begin, such as a notebook's, it stays one.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if sys.stderr.isatty():
+            sys.stderr.write("\033[?25h\n")  # the cursor, which a progress bar hides
+            sys.stderr.flush()
+        os._exit(INTERRUPTED)
+
+    before = signal.getsignal(signal.SIGINT)
+    ours = _begun and before is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
 def imports() -> Iterator[None]:
     """Import without looking for garbage, and let no later search look at what was imported.
 
@@ -47,7 +77,8 @@ def imports() -> Iterator[None]:
     """
     gc.disable()
     try:
-        yield
+        with at_once():
+            yield
     finally:
         gc.freeze()
         atexit.register(gc.unfreeze)  # libraries take what is frozen at the end for lost

@@ -62,7 +62,7 @@ def calibration(guesses: Guesses) -> Calibration:
     sums = [np.bincount(bins, values, BINS) for values in (guesses.confidence, guesses.right)]
     with np.errstate(invalid="ignore"):  # an empty bin has no mean
         confidence, accuracy = (values / counts for values in sums)
-    error = np.nansum(counts * np.abs(accuracy - confidence)) / len(guesses.labels)
+    error = np.sum((counts * np.abs(accuracy - confidence))[counts > 0]) / len(guesses.labels)
     return Calibration(float(error), edges, counts, confidence, accuracy)
 
 

@@ -147,15 +147,15 @@ def decodable(paths: list[str], skip_bad_images: bool) -> dict[str, str]:
 def _undecodable(paths: list[str]) -> dict[str, str]:
     """The files that do not decode, with the reason."""
 
-    def look(chosen: list[str]) -> list[str]:
+    def look(chosen: list[str], alone: bool) -> list[str]:
         batches = _batched(chosen)
-        with _workers(len(chosen), len(batches)) as pool:
+        with entry.at_once(), _workers(len(chosen), len(batches), alone) as pool:
             try:
                 found = pool.map(_reasons, batches)
                 if isinstance(pool, ProcessPoolExecutor):
                     entry.import_torch()  # this process would only wait, and all that read images need it next
                 return [why for whys in _shown(found, len(batches)) for why in whys]
-            except BaseException:  # Ctrl-C: the rest is not waited for
+            except BaseException:  # an interrupted notebook does not wait for the rest
                 pool.shutdown(cancel_futures=True)
                 raise
 
@@ -173,9 +173,12 @@ def _shown(found: Iterable[list[str]], batches: int) -> Iterable[list[str]]:
     return track(found, title, batches, console=console, transient=True, disable=not console.is_terminal)
 
 
-def _workers(files: int, batches: int) -> Executor:
-    """One for each core: processes, since Pillow opens files inside the interpreter's lock; for a few files threads."""
-    count = max(1, min(batches, beside.cores()))
+def _workers(files: int, batches: int, alone: bool) -> Executor:
+    """One for each core: processes, since Pillow opens files inside the interpreter's lock; for a few files threads.
+
+    `alone`: the other processes of this run wait, and leave their cores to it.
+    """
+    count = max(1, min(batches, beside.cores() if alone else beside.share()))
     if files < checked.MANY or not beside.can_copy():
         return ThreadPoolExecutor(count)
     return ProcessPoolExecutor(count, get_context("fork"), _follow, (os.getpid(),))

@@ -79,8 +79,7 @@ def charts(recipe: Recipe) -> Beside | None:
     """
     run, main_process = recipe.run, os.environ.get("RANK", "0") == "0"
     draws = main_process and not (run.plan or run.preview or run.lr_find)
-    spare = beside.cores() > int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return beside.Beside("finetune.charts") if draws and spare and beside.can_copy() else None
+    return beside.Beside("finetune.charts") if draws and beside.share() > 1 and beside.can_copy() else None
 
 
 def preview(output: Path, loaders: dict[str, Any], classes: list[str], console: Any) -> int:

@@ -13,7 +13,7 @@ FLAGS = "--model shufflenet_v2_x0_5 --weights none --image-size 32 --epochs 1 --
 TRAIN = """
 import sys, train
 from finetune import beside
-beside.cores = lambda: 2
+beside.share = lambda: 2
 print("code", train.main(sys.argv[1:]), "matplotlib" in sys.modules)
 """
 BEGIN = """
@@ -45,18 +45,17 @@ def test_a_run_draws_its_charts_without_importing_matplotlib(image_folder, tmp_p
 
 def test_charts_that_cannot_be_drawn_cost_no_result(image_folder, tmp_path):
     for end, why in (
-        ("worker.call = lambda *_: os.kill(process.pid, 9) or own(*_)", "RuntimeError: the process beside this one"),
+        ("worker.call = lambda *_: process.kill() or own(*_)", "RuntimeError: the process beside this one"),
         ("worker.call = lambda name, *_: own('no_chart', *_)", "AttributeError"),
     ):
         output = tmp_path / why[:7]
         more = f"""
-import os
 from finetune import reporting
 make = reporting.charts
 def charts(recipe):
-    from multiprocessing import active_children
+    import psutil
     worker = make(recipe)
-    own, process = worker.call, active_children()[0]
+    own, process = worker.call, psutil.Process().children()[0]
     {end}
     return worker
 reporting.charts = charts

@@ -67,6 +67,12 @@ def test_calibration_error_is_torchmetrics_and_the_bins_add_up():
     assert sum(gaps) / 400 == pytest.approx(found.error, abs=1e-6)
 
 
+def test_a_probability_that_is_no_number_makes_the_calibration_error_none():
+    scores, _ = made_up(4)
+    scores.probabilities[7, 0] = float("nan")
+    assert np.isnan(figures.calibration(scores.first()).error)
+
+
 def test_the_confusion_matrix_is_torchmetrics():
     scores, _ = made_up(7)
     expected = multiclass_confusion_matrix(scores.guesses[:, 0], scores.labels, 7)

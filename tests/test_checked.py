@@ -99,7 +99,7 @@ def test_processes_that_start_together_look_at_each_file_once(files):
     found = [words.splitlines()[2:] for words in said]
     assert len(found[0]) == 12
     assert found[0] == found[1] == found[2], "the reasons say which process looked"
-    assert any("Waiting for another run" in words for words in errors)
+    assert any("Waiting for another process" in words for words in errors)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads look at all files")
@@ -118,21 +118,24 @@ def test_who_looks_at_files_ends_with_the_run(files):
     run.stdout.close()
 
 
+@pytest.mark.parametrize("after", [0, 0.2, 1, 4])  # the pool begins, torch is imported, the rest is waited for
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads look at all files")
-def test_ctrl_c_does_not_wait_for_the_rest(files):
-    slow = "def reason(path):\n    print('looking', flush=True); import time; time.sleep(0.5)"
-    code = LOOK.replace("def reason(path):", slow).replace(
-        "own =", "folders._batched = lambda p: [[x] for x in p]; own ="
-    )
-    paths = [str(path) for path in files.rglob("*.jpg")] * 50
-    errors = subprocess.PIPE
-    run = subprocess.Popen([sys.executable, "-c", code, *paths], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors)
-    while not psutil.Process(run.pid).children():
-        time.sleep(0.01)
-    time.sleep(0.3)  # it imports torch by now
+def test_ctrl_c_ends_the_run_at_once_and_who_looks_with_it(files, after):
+    look, _, _ = LOOK.replace("def reason(path):", "def reason(path):\n    time.sleep(0.5)").partition("found =")
+    look += "folders._batched = lambda paths: [[path] for path in paths]\n"
+    look += "entry.run(lambda paths: len(folders.decodable(paths, True)))"
+    code = f"import time\nfrom finetune import entry\n{look}"
+    paths, nowhere = [str(path) for path in files.rglob("*.jpg")] * 50, subprocess.DEVNULL
+    command = [sys.executable, "-c", code, *paths]
+    run = subprocess.Popen(command, cwd=ROOT, stdout=nowhere, stderr=subprocess.PIPE, text=True)
+    while not (lookers := psutil.Process(run.pid).children()):
+        time.sleep(0.001)
+    time.sleep(after)
     run.send_signal(signal.SIGINT)
     try:
-        assert b"KeyboardInterrupt" in run.communicate(timeout=20)[1]
+        assert run.communicate(timeout=20)[1] == ""
+        assert run.returncode == 130
+        _, alive = psutil.wait_procs(lookers, timeout=10)
+        assert not alive
     finally:
         run.kill()
-    assert run.returncode == -signal.SIGINT

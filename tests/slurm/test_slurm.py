@@ -58,6 +58,13 @@ class Cluster:
     def restarts(self, job: str) -> int:
         return int(re.search(r"Restarts=(\d+)", self.run("scontrol", "show", "job", job)).group(1))
 
+    def seconds(self, job: str) -> int:
+        """For how long the job has run."""
+        hours, minutes, seconds = re.search(
+            r"RunTime=(\d+):(\d+):(\d+)", self.run("scontrol", "show", "job", job)
+        ).groups()
+        return 3600 * int(hours) + 60 * int(minutes) + int(seconds)
+
     def wait(self, job: str, seconds: float = 300) -> str:
         deadline = time.monotonic() + seconds
         while (state := self.state(job)) in UNDER_WAY:
@@ -165,8 +172,9 @@ def test_a_time_limit_costs_nothing(cluster, training, whole):
     output = cluster.home / "limit"
     job = cluster.submit(MULTI, *training, options=("--time=10", "--signal=B:USR1@45"), OUTPUT=str(output))
     wait_for_epoch(output, 5)
-    with held(job) as ranks:  # Slurm looks at the clock twice a minute
-        cluster.run("scontrol", "update", f"jobid={job}", "timelimit=1")
+    with held(job) as ranks:
+        # Slurm looks at the clock twice a minute, and counts in whole ones: let 40 to 100 seconds be left.
+        cluster.run("scontrol", "update", f"jobid={job}", f"timelimit={(cluster.seconds(job) + 40) // 60 + 1}")
         wait_for_signal(ranks, signal.SIGUSR1)
         cluster.run("scontrol", "update", f"jobid={job}", "timelimit=10")  # for its second start
     assert cluster.wait(job) == "COMPLETED", cluster.said(job)
