@@ -124,7 +124,8 @@ def test_ctrl_c_ends_the_run_at_once_and_who_looks_with_it(files, after):
     look, _, _ = LOOK.replace("def reason(path):", "def reason(path):\n    time.sleep(0.5)").partition("found =")
     look += "folders._batched = lambda paths: [[path] for path in paths]\n"
     look += "entry.run(lambda paths: len(folders.decodable(paths, True)))"
-    code = f"import time\nfrom finetune import entry\n{look}"
+    heard = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # these tests may have been started to ignore it
+    code = f"import signal, time\nfrom finetune import entry\n{heard}\n{look}"
     paths, nowhere = [str(path) for path in files.rglob("*.jpg")] * 50, subprocess.DEVNULL
     command = [sys.executable, "-c", code, *paths]
     run = subprocess.Popen(command, cwd=ROOT, stdout=nowhere, stderr=subprocess.PIPE, text=True)
