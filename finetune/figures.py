@@ -48,7 +48,7 @@ class Calibration:
     edges: np.ndarray
     """(bins + 1,)"""
     counts: np.ndarray
-    """(bins,) int64, like the next two."""
+    """(bins,), like the next two."""
     confidence: np.ndarray
     """Mean confidence of each bin; NaN where it is empty."""
     accuracy: np.ndarray

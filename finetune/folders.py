@@ -174,8 +174,9 @@ def _shown(found: Iterable[list[str]], batches: int) -> Iterable[list[str]]:
 
 
 def _workers(files: int, batches: int, alone: bool) -> Executor:
-    """One for each core: processes, since Pillow opens files inside the interpreter's lock; for a few files threads.
+    """One for each core: processes, since Pillow opens files inside the interpreter's lock.
 
+    For a few files, and where this process cannot be copied, they are threads.
     `alone`: the other processes of this run wait, and leave their cores to it.
     """
     count = max(1, min(batches, beside.cores() if alone else beside.share()))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from finetune import beside
-from finetune.beside import Beside
 from finetune.errors import UserError
 from finetune.recipe import Recipe
 
@@ -72,7 +71,7 @@ def stopped(output: Path, checkpoint: Path, why: str, accelerator: Any, tracker:
     accelerator.wait_for_everyone()  # a launcher ends all when the first one ends
 
 
-def charts(recipe: Recipe) -> Beside | None:
+def charts(recipe: Recipe) -> beside.Beside | None:
     """A process that will draw the run's charts, and imports what it needs beside the run; None where that is no gain.
 
     To be called before torch is imported.
@@ -100,7 +99,7 @@ def end(
     classes: list[str],
     tracker: Any,
     console: Any,
-    charts: Beside | None,
+    charts: beside.Beside | None,
 ) -> None:
     """Write summary.json, draw the pictures and say what came out; `scores` are the best epoch's. Main process only."""
     from finetune import analysis, card, plots, runs, terminal, tracking
