@@ -50,8 +50,9 @@ def wrap(accelerator: Accelerator, model: nn.Module, compiled: bool = False) -> 
     by each process for itself, silently. The optimizer stays, since the parameters do.
     """
     accelerator._models.clear()  # else the old wrapper lives on, and its hooks with it
-    accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # undoes an earlier preparation's autocast
-    wrapped = accelerator.prepare(model)
+    # Accelerate puts autocast on the forward of the module itself, and gives back unchanged what it has once prepared:
+    # so it gets a fresh module each time, and the model is never altered.
+    wrapped = accelerator.prepare(nn.Sequential(model))
     if compiled:
         model.compile()  # in place: the wrapper, the keys of the state dict and the hooks stay what they are
     return wrapped

@@ -1,6 +1,9 @@
 """Frozen means frozen, bit for bit, BatchNorm included."""
 
+import pytest
 import torch
+from accelerate import Accelerator
+from conftest import metrics, reset_accelerate
 from torch import nn
 
 from finetune import archs, freezing, surgery
@@ -55,3 +58,39 @@ def test_after_training_frozen_parameters_and_buffers_are_bit_for_bit_what_was_l
         for key in frozen:
             assert torch.equal(after[key], loaded[key]), key
         assert not torch.equal(after[f"{head}weight"], loaded[f"{head}weight"])
+
+
+def test_a_net_that_is_wrapped_again_computes_in_the_same_precision():
+    reset_accelerate()
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    net, seen = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2)), []
+    net[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    for _ in range(3):
+        wrapped = freezing.wrap(accelerator, net)
+        assert wrapped(torch.zeros(2, 3, 8, 8)).dtype == torch.float32
+    assert seen == [torch.bfloat16] * 3
+    assert "forward" not in vars(net), "the net itself stays as it was"
+
+
+@pytest.mark.parametrize("flags", [("--views", "0"), ("--mixup", "0.5"), ("--cutmix", "1"), ("--cache-gb", "0")])
+def test_a_run_in_bf16_is_in_bf16_in_every_phase_and_resumes_in_it(train, monkeypatch, flags):
+    build, seen = surgery.build, []
+
+    def watched(*arguments):
+        model, *rest = build(*arguments)
+
+        def note(module, inputs, output):
+            if torch.is_grad_enabled() and output.device.type == "cpu":  # a training step, not the plan's
+                seen.append(output.dtype)
+
+        model.conv1[0].register_forward_hook(note)
+        return model, *rest
+
+    monkeypatch.setattr(surgery, "build", watched)
+    flags = ("--recipe", "linear_then_finetune", "--head-epochs", "1", "--precision", "bf16", *flags)
+    flags = (*flags, "--schedule", "constant")
+    _, whole = train(*flags)
+    assert seen == [torch.bfloat16] * 4, "two epochs of two steps"
+    _, run = train(*flags, "--epochs", "1")
+    assert train(*flags, "--resume", "--output", str(run))[0] == 0
+    assert metrics(run) == metrics(whole)
