@@ -39,12 +39,21 @@ def parameter_groups(
 
 
 def make_optimizer(
-    model: nn.Module, stages: list[list[str]], rates: list[Rate | None], training: Training
+    model: nn.Module,
+    stages: list[list[str]],
+    rates: list[Rate | None],
+    training: Training,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> torch.optim.Optimizer:
-    """SGD with momentum, Adam or AdamW over the parameter groups; their rates are set before every update."""
+    """SGD with momentum, Adam or AdamW over the parameter groups; their rates are set before every update.
+
+    `scaler` is what fp16 scales its gradients with; it takes the steps.
+    """
     groups = parameter_groups(model, stages, rates, training.weight_decay)
     if training.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=training.lr, momentum=training.momentum, fused=True)
+        # Fused SGD is called for skipped steps too. If one is a group's first, its momentum buffers are
+        # allocated and never written, and the next step reads them. Unfused, a skipped step does not reach SGD.
+        return torch.optim.SGD(groups, lr=training.lr, momentum=training.momentum, fused=scaler is None)
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer](groups, training.lr, fused=True)
 
 

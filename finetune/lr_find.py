@@ -70,7 +70,7 @@ def test(
     model.to(device, memory_format=layout)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     freezing.set_phase(model, stages, rates, epoch=0)
-    optimizer = accelerator.prepare(groups.make_optimizer(model, stages, rates, training))
+    optimizer = accelerator.prepare(groups.make_optimizer(model, stages, rates, training, accelerator.scaler))
     wrapped = freezing.wrap(accelerator, model, recipe.run.compile)
     aux_weight = archs.find(recipe.net.model).aux_weight
     criterion = loss.make_criterion(training, loader.dataset.split.labels, classes, aux_weight, device)

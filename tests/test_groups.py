@@ -1,5 +1,6 @@
 """Parameter groups: each parameter once, at its depth's rate, decayed only where it should be."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -50,3 +51,40 @@ def test_each_depths_step_is_its_scale_times_the_gradient():
     for name, parameter in model.named_parameters():
         expected = before[name] - 0.1 * rates[depths[name]].scale * parameter.grad
         torch.testing.assert_close(parameter.detach(), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.fixture
+def unwritten_memory_is_nan():
+    """What a test reads of memory that nobody wrote is then the same each time."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("thaws", [0, 2])
+@pytest.mark.usefixtures("unwritten_memory_is_nan")
+def test_a_first_step_that_the_scaler_skips_leaves_no_trace(optimizer, thaws):
+    """The gradients overflow in the first step that a depth takes; without a scaler that step is left out."""
+    training = Training(optimizer=optimizer, lr=0.1)
+
+    def trained(enabled):
+        scaler, rates = torch.amp.GradScaler("cpu", 4.0, enabled=enabled), [Rate(1.0), Rate(1.0)]
+        model = nn.ParameterDict({name: nn.Parameter(torch.ones(2, 2)) for name in ("stem", "head")})
+        made = groups.make_optimizer(model, [["stem"], ["head"]], rates, training, scaler if enabled else None)
+        for step in range(thaws + 3):
+            overflows = step == thaws
+            if overflows and not enabled:
+                continue
+            model["stem"].requires_grad_(step >= thaws)
+            loss = sum(value.square().sum() for value in model.values()) * (torch.inf if overflows else 1.0)
+            scaler.scale(loss).backward()
+            scaler.step(made)
+            scaler.update()
+            made.zero_grad()
+        return model
+
+    scaled, plain = trained(True), trained(False)
+    for name in ("stem", "head"):
+        assert (plain[name] < 1).all()
+        torch.testing.assert_close(scaled[name], plain[name])
