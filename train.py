@@ -63,7 +63,6 @@ def main(arguments: list[str]) -> int:
     torch.manual_seed(run.seed)
     with accelerator.local_main_process_first():  # one download for all processes
         model, preprocess, stages = surgery.build(net, len(classes), run.plan, found and found.preprocess)
-    model = hardware.share_batchnorm(model, accelerator) if run.sync_bn else model
     rates = recipes.rates(recipe, len(stages))
     pairs, start_frozen = freezing.trains_batchnorm(model, stages, rates), freezing.frozen_epochs(rates)
     loaders = data.make_loaders(imageset.splits, preprocess, recipe, accelerator, pairs, start_frozen)
@@ -71,6 +70,7 @@ def main(arguments: list[str]) -> int:
 
     # ---- plan --------------------------------------------------------------------------------------------------------
     whole, caches = plan.make(recipe, model, stages, rates, preprocess, imageset, loaders, accelerator, precision)
+    model = hardware.share_batchnorm(model, accelerator) if run.sync_bn else model  # takes no meta tensors
     console.print(plan.as_json(whole) if run.json else plan.show(whole), soft_wrap=run.json)
     if run.plan:
         return 0

@@ -1,9 +1,13 @@
 """The precision: what was asked for wins, then what Accelerate was told, then the hardware's best."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import nn
 
-from finetune import hardware, launcher
+from finetune import groups, hardware, launcher
 from finetune.errors import UserError
 
 
@@ -64,3 +68,41 @@ def test_a_launch_that_did_not_join_its_processes_is_refused(monkeypatch, tmp_pa
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="2 processes were launched but do not form one run"):
         hardware.make_accelerator("no", "none", tmp_path)
+
+
+@pytest.fixture
+def shares_on_a_cpu(monkeypatch):
+    """Let `--sync-bn` pass its check of the device."""
+    share, gpu = hardware.share_batchnorm, SimpleNamespace(device=torch.device("cuda"))
+    monkeypatch.setattr(hardware, "share_batchnorm", lambda model, accelerator: share(model, gpu))
+
+
+@pytest.mark.usefixtures("shares_on_a_cpu")
+def test_several_processes_with_shared_batchnorm_get_their_plan(start):
+    run = start("run", "--recipe", "finetune", "--sync-bn", "--plan", processes=2)
+    assert run.wait(60) == [0, 0], run.said
+    assert "statistics are taken over all processes' images (--sync-bn)" in run.said
+
+
+@pytest.mark.usefixtures("shares_on_a_cpu")
+def test_shared_batchnorm_is_what_is_trained_and_on_one_process_changes_nothing(train, monkeypatch):
+    original, seen = groups.make_optimizer, []
+
+    def make_optimizer(model, *rest):
+        seen.append({type(module) for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)})
+        return original(model, *rest)
+
+    monkeypatch.setattr(groups, "make_optimizer", make_optimizer)
+    plain, shared = (
+        load_file(train("--recipe", "finetune", *flags)[1] / "model" / "model.safetensors")
+        for flags in ((), ("--sync-bn",))
+    )
+    assert seen == [{nn.BatchNorm2d}, {nn.SyncBatchNorm}]
+    assert shared.keys() == plain.keys()
+    assert all(torch.equal(shared[key], value) for key, value in plain.items())
+    assert any(value.any() for key, value in shared.items() if key.endswith("running_mean"))
+
+
+def test_shared_batchnorm_on_a_cpu_is_refused(train, capsys):
+    assert train("--recipe", "finetune", "--sync-bn", "--plan")[0] == 2
+    assert "--sync-bn needs GPUs; this run is on cpu" in capsys.readouterr().err
