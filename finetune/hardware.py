@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import ProjectConfiguration, parse_flag_from_env
 from torch import nn
 
 from finetune import convolution, launcher
@@ -28,7 +28,8 @@ def make_accelerator(precision: str, tracker: str, output: Path) -> tuple[Accele
     cannot be had on this device.
     """
     check_tracker(tracker)
-    gpu = torch.accelerator.is_available()
+    # A launcher that was told to use the CPU (--cpu, use_cpu: true) passes it on in this variable alone.
+    gpu = torch.accelerator.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
     chosen, why = choose_precision(precision, gpu)
     accelerator = Accelerator(
         # Without a GPU, Accelerate joins the processes only when it is told that this is meant.

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import reset_accelerate
 from safetensors.torch import load_file
 from torch import nn
 
@@ -61,6 +62,20 @@ def test_fp16_on_a_cpu_is_refused(cpu):
     cpu(native=True, environment="fp16")
     with pytest.raises(UserError, match="told fp16"):
         hardware.choose_precision("auto", gpu=False)
+
+
+def test_the_cpu_of_a_gpu_machine_gets_the_precision_of_a_cpu(cpu, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")  # as launch/cpu.yaml says it
+    reset_accelerate()
+    cpu(native=False)
+    accelerator, words = hardware.make_accelerator("auto", "none", tmp_path)
+    assert (accelerator.device.type, accelerator.mixed_precision) == ("cpu", "no")
+    assert words == "float32 (this CPU has no native bf16)"
+    with pytest.raises(UserError, match="--precision fp16 needs a GPU"):
+        hardware.make_accelerator("fp16", "none", tmp_path)
 
 
 def test_a_launch_that_did_not_join_its_processes_is_refused(monkeypatch, tmp_path):
