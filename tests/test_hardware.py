@@ -78,6 +78,30 @@ def test_the_cpu_of_a_gpu_machine_gets_the_precision_of_a_cpu(cpu, monkeypatch, 
         hardware.make_accelerator("fp16", "none", tmp_path)
 
 
+@pytest.fixture
+def tf32():
+    """TF32 as torch comes with it, on for convolutions, and for products too; afterwards as it was."""
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.backends.cudnn.allow_tf32 = before[0]
+    torch.set_float32_matmul_precision(before[1])
+
+
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_what_a_gpu_computes_in_float32_it_does_not_compute_in_tf32(monkeypatch, tmp_path, precision):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(hardware, "Accelerator", lambda **_: SimpleNamespace(num_processes=1))
+    hardware.make_accelerator(precision, "none", tmp_path)
+    allowed = precision != "no"
+    for settings in (torch.backends.cuda.matmul, torch.backends.cudnn):
+        assert settings.allow_tf32 is allowed
+    for settings in (torch.backends.cuda.matmul, torch.backends.cudnn.conv):  # torch's newer interface
+        assert (settings.fp32_precision == "tf32") is allowed
+
+
 def test_a_launch_that_did_not_join_its_processes_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(hardware, "Accelerator", lambda **_: type("A", (), {"num_processes": 1})())
     monkeypatch.setenv("WORLD_SIZE", "2")
