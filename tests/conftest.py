@@ -4,6 +4,7 @@ import atexit
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import socket
@@ -32,6 +33,17 @@ atexit.register(lambda: os.getpid() == OWNER and shutil.rmtree(CACHE, ignore_err
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 HANDLERS = {number: signal.getsignal(number) for number in SIGNALS}
 CLASSES = ("blue", "green", "red")
+
+
+def asks_for_a_gpu(marks: str) -> bool:
+    """Whether pytest's `-m` selects the tests that need a GPU."""
+    return re.search(r"(?<!not )\bgpu\b", marks) is not None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the GPUs from all other tests, which pin a CPU's numbers and fork; before anything asks CUDA for them."""
+    if not asks_for_a_gpu(config.option.markexpr):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def write_images(folder: Path, per_class: int, classes: tuple[str, ...] = CLASSES, seed: int = 0) -> None:

@@ -1,10 +1,11 @@
 """The precision: what was asked for wins, then what Accelerate was told, then the hardware's best."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import reset_accelerate
+from conftest import asks_for_a_gpu, reset_accelerate
 from safetensors.torch import load_file
 from torch import nn
 
@@ -145,3 +146,15 @@ def test_shared_batchnorm_is_what_is_trained_and_on_one_process_changes_nothing(
 def test_shared_batchnorm_on_a_cpu_is_refused(train, capsys):
     assert train("--recipe", "finetune", "--sync-bn", "--plan")[0] == 2
     assert "--sync-bn needs GPUs; this run is on cpu" in capsys.readouterr().err
+
+
+def test_gpus_are_hidden_from_tests_that_do_not_ask_for_them(pytestconfig):
+    asked = pytestconfig.getini("addopts")[-1]
+    assert "not gpu" in asked
+    assert not asks_for_a_gpu(asked)
+    assert not asks_for_a_gpu("slow")
+    assert asks_for_a_gpu("gpu")
+    assert asks_for_a_gpu("slow or gpu")
+    if not asks_for_a_gpu(pytestconfig.option.markexpr):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+        assert not torch.cuda.is_available()
