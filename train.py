@@ -84,7 +84,7 @@ def main(arguments: list[str]) -> int:
 
     # ---- optimizer, and all else that a checkpoint holds -------------------------------------------------------------
     model.to(device, memory_format=torch.channels_last if run.channels_last else torch.contiguous_format)
-    optimizer = accelerator.prepare(groups.make_optimizer(model, stages, rates, training, accelerator.scaler))
+    optimizer = accelerator.prepare(groups.make_optimizer(model, stages, rates, training, family, accelerator.scaler))
     average, kept = ema.make_average(model, training.ema)
     lr_factor = schedule.make_schedule(training, batches.updates)
     criterion = loss.make_criterion(training, imageset.splits["train"].labels, len(classes), family.aux_weight, device)

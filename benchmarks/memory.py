@@ -20,7 +20,7 @@ rates = [Rate(1.0)] * len(stages)
 freezing.set_phase(model, stages, rates, 0)
 shape = (batch, 3, preprocess.crop, preprocess.crop)
 model.to(memory_format=torch.channels_last)
-optimizer = groups.make_optimizer(model, stages, rates, Training(optimizer="adamw"))
+optimizer = groups.make_optimizer(model, stages, rates, Training(optimizer="adamw"), archs.find(name))
 for _ in range(3):
     x = torch.rand(shape).to(memory_format=torch.channels_last)
     torch.nn.functional.cross_entropy(model(x), torch.zeros(batch, dtype=torch.long)).backward()

@@ -23,7 +23,7 @@ from accelerate import Accelerator, debug_launcher
 from safetensors.torch import save_file
 from torch import nn
 
-from finetune import checkpoint, durable, freezing, groups, signals, starter, surgery
+from finetune import archs, checkpoint, durable, freezing, groups, signals, starter, surgery
 from finetune.folders import read
 from finetune.recipe import Net, Rate, Training
 from finetune.samples import Draw, Samples, training_transform
@@ -44,7 +44,7 @@ def checkpoints(model_name: str) -> str:
     accelerator = Accelerator(cpu=True)
     model, _, stages = surgery.build(Net(model=model_name, weights="none"), 10)
     rates = [Rate(1.0)] * len(stages)
-    optimizer = groups.make_optimizer(model, stages, rates, Training())
+    optimizer = groups.make_optimizer(model, stages, rates, Training(), archs.find(model_name))
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()
@@ -89,7 +89,7 @@ def agreement(model_name: str, results: str) -> None:
     """On two processes: share and agree, around the optimizer's step, against the whole update."""
     accelerator = Accelerator(cpu=True)
     model, _, stages = surgery.build(Net(model=model_name, weights="none", image_size=64), 10)
-    optimizer = groups.make_optimizer(model, stages, [Rate(1.0)] * len(stages), Training())
+    optimizer = groups.make_optimizer(model, stages, [Rate(1.0)] * len(stages), Training(), archs.find(model_name))
     wrapped = freezing.wrap(accelerator, model)
     requests = signals.Requests(accelerator, 10**9, float("inf"))
     x, labels = torch.randn(4, 3, 64, 64), torch.zeros(4, dtype=torch.long)

@@ -54,6 +54,9 @@ class Family:
     """Constructor arguments that this project always gives."""
     pretrained_options: tuple[tuple[str, Any], ...] = ()
     """Further ones for a net that starts from torchvision's weights, which were trained with them."""
+    no_decay: tuple[str, ...] = ()
+    """Parts of the paths of parameters with several axes that weight decay spares nevertheless, as the architecture's
+    paper and timm (`no_weight_decay`) do."""
     renamed_keys: tuple[str, str] | None = None
     """A (pattern, replacement) that brings keys of published files up to date."""
 
@@ -168,23 +171,25 @@ FAMILIES = (
         "convnext_tiny convnext_small convnext_base convnext_large",
         ("features.0", "features.1", "features[2:4]", "features[4:6]", "features[6:8] classifier.0", "classifier.2"),
         "classifier.2", "features.0.0", "avgpool", "classifier",
+        no_decay=("layer_scale",),
     ),
     Family(
         "swin_t swin_s swin_b swin_v2_t swin_v2_s swin_v2_b",
         ("features.0", "features.1", "features[2:4]", "features[4:6]", "features[6:8] norm", "head"),
         "head", "features.0.0", "avgpool", "head",
+        no_decay=("relative_position_bias_table", "logit_scale", "cpb_mlp"),
     ),
     Family(
         "vit_b_16 vit_b_32 vit_l_16 vit_l_32 vit_h_14",
         ("conv_proj class_token encoder.pos_embedding encoder.dropout", "encoder.layers.* encoder.ln", "heads"),
         "heads.head", "conv_proj", "", "heads",
-        size_argument="image_size",
+        size_argument="image_size", no_decay=("class_token", "pos_embedding"),
     ),
     Family(
         "maxvit_t",
         ("stem", "blocks.*", "classifier[:5]", "classifier.5"),
         "classifier.5", "stem.0.0", "classifier.pool", "classifier",
-        size_argument="input_size",
+        size_argument="input_size", no_decay=("relative_position_bias_table",),
     ),
 )
 # fmt: on

@@ -7,18 +7,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from finetune.archs import parameter_depths
+from finetune.archs import Family, parameter_depths
 from finetune.recipe import Rate, Training
 
 
 def parameter_groups(
-    model: nn.Module, stages: list[list[str]], rates: list[Rate | None], weight_decay: float
+    model: nn.Module, stages: list[list[str]], rates: list[Rate | None], weight_decay: float, no_decay: tuple[str, ...]
 ) -> list[dict[str, Any]]:
     """The parameters that are ever trained, head first, as an optimizer takes them.
 
     Each group holds `depth`, `scale` (of the learning rate), `start` (the epoch from which it is trained) and
-    `weight_decay`, which is 0 for biases and normalisation parameters: everything with fewer than two axes. Every
-    parameter is in exactly one group, or frozen.
+    `weight_decay`, which is 0 for biases and normalisation parameters (everything with fewer than two axes) and for
+    what has one of `no_decay` in its path. Every parameter is in exactly one group, or frozen.
     """
     depths = parameter_depths(model, stages)
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
@@ -27,7 +27,7 @@ def parameter_groups(
         rate = rates[depth]
         if rate is None:
             continue
-        decays = parameter.ndim > 1
+        decays = parameter.ndim > 1 and not set(name.split(".")) & set(no_decay)
         given = {
             "depth": depth,
             "scale": rate.scale,
@@ -43,13 +43,14 @@ def make_optimizer(
     stages: list[list[str]],
     rates: list[Rate | None],
     training: Training,
+    family: Family,
     scaler: torch.amp.GradScaler | None = None,
 ) -> torch.optim.Optimizer:
     """SGD with momentum, Adam or AdamW over the parameter groups; their rates are set before every update.
 
     `scaler` is what fp16 scales its gradients with; it takes the steps.
     """
-    groups = parameter_groups(model, stages, rates, training.weight_decay)
+    groups = parameter_groups(model, stages, rates, training.weight_decay, family.no_decay)
     if training.optimizer == "sgd":
         # Fused SGD is called for skipped steps too. If one is a group's first, its momentum buffers are
         # allocated and never written, and the next step reads them. Unfused, a skipped step does not reach SGD.

@@ -70,10 +70,10 @@ def test(
     model.to(device, memory_format=layout)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     freezing.set_phase(model, stages, rates, epoch=0)
-    optimizer = accelerator.prepare(groups.make_optimizer(model, stages, rates, training, accelerator.scaler))
+    family = archs.find(recipe.net.model)
+    optimizer = accelerator.prepare(groups.make_optimizer(model, stages, rates, training, family, accelerator.scaler))
     wrapped = freezing.wrap(accelerator, model, recipe.run.compile)
-    aux_weight = archs.find(recipe.net.model).aux_weight
-    criterion = loss.make_criterion(training, loader.dataset.split.labels, classes, aux_weight, device)
+    criterion = loss.make_criterion(training, loader.dataset.split.labels, classes, family.aux_weight, device)
     tried: list[float] = []
     smoothed: list[float] = []
     mean = 0.0

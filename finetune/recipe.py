@@ -107,7 +107,7 @@ class Training:
     momentum: float = 0.9
     """Of sgd."""
     weight_decay: float = 0.0
-    """Decay of weight matrices and kernels; biases and normalisation parameters are spared."""
+    """Decay of weight matrices and kernels; biases, norms, layer scale, class tokens and position tables are spared."""
     schedule: Literal["constant", "step", "cosine", "one_cycle", "plateau"] = "step"
     """constant; step: times --step-factor every --step-epochs; cosine: down to zero at the last update; one_cycle: up
     from a 25th over the first 30 %, then down to zero (Smith 2018); plateau: times --step-factor whenever validation

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_archs import MODELS, build_empty
 from torch import nn
 
 from finetune import archs, groups, surgery
@@ -17,7 +18,7 @@ def small_net() -> tuple[nn.Module, list[list[str]]]:
 def test_every_trained_parameter_is_in_exactly_one_group_and_frozen_ones_in_none():
     model, stages = small_net()
     rates = [None, Rate(0.1), Rate(0.2), Rate(0.4), Rate(0.8), Rate(1.0)]
-    made = groups.parameter_groups(model, stages, rates, weight_decay=0.05)
+    made = groups.parameter_groups(model, stages, rates, weight_decay=0.05, no_decay=())
     placed = [id(parameter) for group in made for parameter in group["params"]]
     frozen = {id(parameter) for parameter in model.conv1.parameters()}
     assert len(placed) == len(set(placed))
@@ -27,7 +28,7 @@ def test_every_trained_parameter_is_in_exactly_one_group_and_frozen_ones_in_none
 
 def test_biases_and_norms_are_spared_from_decay():
     model, stages = small_net()
-    made = groups.parameter_groups(model, stages, [Rate(1.0)] * len(stages), weight_decay=0.05)
+    made = groups.parameter_groups(model, stages, [Rate(1.0)] * len(stages), weight_decay=0.05, no_decay=())
     norms = {id(p) for m in model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
     spared = {id(parameter) for group in made if group["weight_decay"] == 0 for parameter in group["params"]}
     decayed = {id(parameter) for group in made if group["weight_decay"] == 0.05 for parameter in group["params"]}
@@ -35,11 +36,41 @@ def test_biases_and_norms_are_spared_from_decay():
     assert spared | decayed == {id(parameter) for parameter in model.parameters()}
 
 
+SPARED = {  # with several axes, by module
+    "CNBlock": {"layer_scale"},
+    "ShiftedWindowAttention": {"relative_position_bias_table"},
+    "ShiftedWindowAttentionV2": {"logit_scale", "cpb_mlp.0.weight", "cpb_mlp.2.weight"},
+    "RelativePositionalMultiHeadAttention": {"relative_position_bias_table"},
+    "VisionTransformer": {"class_token"},
+    "Encoder": {"pos_embedding"},
+}
+
+
+def test_of_all_models_decay_falls_on_kernels_and_matrices_alone():
+    seen, spared_kinds = 0, set()
+    for name in MODELS:
+        model, _ = build_empty(name)
+        family = archs.find(name)
+        stages = archs.stages(model, family)
+        made = groups.parameter_groups(model, stages, [Rate(1.0)] * len(stages), 0.05, family.no_decay)
+        decayed = {id(p) for group in made if group["weight_decay"] for p in group["params"]}
+        expected = {id(p) for path, p in model.named_parameters() if p.ndim > 1 and path.endswith("weight")}
+        for module in model.modules():
+            for path, parameter in module.named_parameters():
+                if path in SPARED.get(type(module).__name__, ()):
+                    expected.discard(id(parameter))
+                    spared_kinds.add((type(module).__name__, path))
+        assert decayed == expected, name
+        seen += 1
+    assert seen == 80
+    assert len(spared_kinds) == sum(map(len, SPARED.values()))
+
+
 def test_each_depths_step_is_its_scale_times_the_gradient():
     model, stages = small_net()
     rates = [Rate(0.5 ** (5 - depth)) for depth in range(6)]
     training = Training(optimizer="sgd", lr=0.1, momentum=0.0, weight_decay=0.0)
-    optimizer = groups.make_optimizer(model, stages, rates, training)
+    optimizer = groups.make_optimizer(model, stages, rates, training, archs.find("shufflenet_v2_x0_5"))
     for group in optimizer.param_groups:
         group["lr"] = training.lr * group["scale"]
     depths = archs.parameter_depths(model, stages)
@@ -66,12 +97,12 @@ def unwritten_memory_is_nan():
 @pytest.mark.usefixtures("unwritten_memory_is_nan")
 def test_a_first_step_that_the_scaler_skips_leaves_no_trace(optimizer, thaws):
     """The gradients overflow in the first step that a depth takes; without a scaler that step is left out."""
-    training = Training(optimizer=optimizer, lr=0.1)
+    training, family = Training(optimizer=optimizer, lr=0.1), archs.find("resnet18")
 
     def trained(enabled):
         scaler, rates = torch.amp.GradScaler("cpu", 4.0, enabled=enabled), [Rate(1.0), Rate(1.0)]
         model = nn.ParameterDict({name: nn.Parameter(torch.ones(2, 2)) for name in ("stem", "head")})
-        made = groups.make_optimizer(model, [["stem"], ["head"]], rates, training, scaler if enabled else None)
+        made = groups.make_optimizer(model, [["stem"], ["head"]], rates, training, family, scaler if enabled else None)
         for step in range(thaws + 3):
             overflows = step == thaws
             if overflows and not enabled:

@@ -37,7 +37,7 @@ def phases(epochs: int = 3, batches: int = 2) -> list[dict[str, torch.Tensor]]:
     nn.init.normal_(model.classifier[1].weight, std=0.1)
     rates = [Rate(0.5, start=max(0, 4 - depth - 1)) if depth >= 2 else None for depth in range(5)]
     training = Training(optimizer="adamw", lr=1e-3, weight_decay=0.1)
-    optimizer = accelerator.prepare(groups.make_optimizer(model, stages, rates, training))
+    optimizer = accelerator.prepare(groups.make_optimizer(model, stages, rates, training, archs.find("squeezenet1_1")))
     generator = torch.Generator().manual_seed(7)
     history, phase = [], None
     for epoch in range(epochs):
