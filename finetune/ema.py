@@ -14,6 +14,8 @@ def make_average(model: nn.Module, decay: float) -> tuple[AveragedModel | None, 
     """
     if not decay:
         return None, model
+    # Patched dropout (`noise.Noise`) would be copied with a Noise of its own, which nobody tells the step.
+    assert not any("forward" in vars(module) for module in model.modules()), "made after dropout was patched"
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
     return average, average.module
 

@@ -5,7 +5,7 @@ import torch
 from conftest import metrics, write_images
 from safetensors.torch import load_file
 
-from finetune import data, loss, schedule
+from finetune import data, ema, loss, noise, schedule
 from finetune.recipe import Training
 
 T2S_LOSSES = (0.3606, 0.3060, 0.2639, 0.2218, 0.2080, 0.2523, 0.3576, 0.55)
@@ -112,6 +112,15 @@ def test_the_moving_average_is_what_is_saved(train):
     # Adam's first step is lr everywhere, and the average begins there; three more count one per cent each.
     assert slow["fc.weight"].abs().max().item() == pytest.approx(1e-2, rel=0.05)
     assert fast["fc.weight"].abs().max() > 1.5e-2
+
+
+def test_the_average_is_made_before_dropout_is_patched():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5))
+    assert ema.make_average(model, decay=0.9)[1] is not model
+    noise.Noise(model, seed=0)
+    with pytest.raises(AssertionError, match="made after dropout was patched"):
+        ema.make_average(model, decay=0.9)
+    assert ema.make_average(model, decay=0.0) == (None, model), "without an average nothing is copied"
 
 
 @pytest.mark.parametrize("augment", ["none", "basic", "strong", "rand", "trivial"])
