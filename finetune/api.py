@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -89,8 +88,7 @@ def make_plan(recipe: Recipe) -> plan.Plan:
     `UserError` for images that cannot be read and a network that does not take them.
     """
     imageset = imagesets.read(recipe.images, recipe.net.in_channels, recipe.run.seed)
-    net = replace(recipe.net, weights="none" if recipe.net.weights == "default" else recipe.net.weights)
-    model, preprocess, stages = surgery.build(net, len(imageset.classes), empty=True)
+    model, preprocess, stages = surgery.build(recipe.net, len(imageset.classes), empty=True)
     rates = recipes.rates(recipe, len(stages))
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     pairs, frozen = freezing.trains_batchnorm(model, stages, rates), freezing.frozen_epochs(rates)

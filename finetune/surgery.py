@@ -36,15 +36,16 @@ def build(
 
     Everything but the heads has the weights' values under torchvision's own key names; with `--weights none` it is
     torchvision's random initialisation, drawn from torch's global generator, or, if `empty`, has shapes but no values:
-    enough for a plan, and no time. The transform is the one that belongs to the weights. With `restored`, a transform
-    that this function once gave, the weights are not read: a checkpoint will replace them all.
+    enough for a plan, and no time; `--weights default` are not downloaded for that. The transform is the one that
+    belongs to the weights. With `restored`, a transform that this function once gave, the weights are not read: a
+    checkpoint will replace them all.
 
     Raises `UserError` for weights that cannot be had, are no weights, or do not fit, and for a head or an input that
     the architecture does not take.
     """
     family = find(net.model)
     transform, state = restored or preprocess(net.model), None
-    if net.weights != "none" and not restored:
+    if net.weights != "none" and not restored and not (empty and net.weights == "default"):
         state, own_transform = _read(net.model, net.weights)
         transform = own_transform or transform
     if net.image_size is not None and not restored:

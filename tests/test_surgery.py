@@ -82,6 +82,32 @@ def test_a_file_that_holds_no_weights_is_refused(tmp_path, name, content):
         surgery.build(Net(model=NAME, weights=str(tmp_path / name)), 5)[:2]
 
 
+def test_a_plan_downloads_no_weights(train, monkeypatch, capsys):
+    monkeypatch.setattr(surgery, "_download", lambda name: pytest.fail(f"the weights of {name} are downloaded"))
+    for more in ((), ("--in-channels", "1"), ("--recipe", "last_layers", "--model", "googlenet")):
+        code, output = train("--weights", "default", "--plan", "--json", *more)
+        plan = json.loads(capsys.readouterr().out)
+        assert code == 0
+        assert "weights default" in plan["title"]
+        assert plan["total_memory"] > 0
+        assert not output.exists()
+
+
+def test_without_values_a_pretrained_net_is_built_as_with_them(monkeypatch):
+    """GoogLeNet: pretrained, it normalises its input otherwise than with random weights."""
+    net = Net(model="googlenet", weights="default", in_channels=1)
+    random = torchvision.models.get_model(net.model, weights=None, init_weights=False).state_dict()
+    with monkeypatch.context() as patched:
+        patched.setattr(surgery, "_download", lambda name: random)
+        full, transform, stages = surgery.build(net, 5)
+    monkeypatch.setattr(surgery, "_download", lambda name: pytest.fail(f"the weights of {name} are downloaded"))
+    empty, *rest = surgery.build(net, 5, empty=True)
+    assert rest == [transform, stages]
+    assert transform != surgery.build(Net(model="googlenet", weights="none", in_channels=1), 5, empty=True)[1]
+    shapes = {key: value.shape for key, value in full.state_dict().items()}
+    assert {key: value.shape for key, value in empty.state_dict().items()} == shapes
+
+
 def test_weights_that_cannot_be_downloaded_offer_a_file(monkeypatch):
     def offline(*_, **__):
         raise OSError("no network")
