@@ -1,4 +1,4 @@
-"""A process beside the run, which draws charts while it draws images; and on how many cores others may run beside it.
+"""A process beside the run, which draws charts while it draws images.
 
 It is a copy of this process (fork), which costs next to nothing before torch is there, and is not safe afterwards:
 torch has threads.
@@ -18,17 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
-
-
-def cores() -> int:
-    """The processor cores that this process may use, be it alone or with others of its run."""
-    return len(os.sched_getaffinity(0)) if sys.platform.startswith("linux") else os.cpu_count() or 1
-
-
-def share() -> int:
-    """The cores that are this process's own: those that it is bound to, else its part of the machine's."""
-    bound = cores() < (os.cpu_count() or 1)
-    return max(1, cores() if bound else cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def can_copy() -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from finetune import beside, checked, entry, launcher
+from finetune import beside, checked, entry, launcher, limits
 from finetune.errors import UserError
 from finetune.imagesets import ImageSet, Split, grouped, stratified
 
@@ -179,7 +179,7 @@ def _workers(files: int, batches: int, alone: bool) -> Executor:
     For a few files, and where this process cannot be copied, they are threads.
     `alone`: the other processes of this run wait, and leave their cores to it.
     """
-    count = max(1, min(batches, beside.cores() if alone else beside.share()))
+    count = max(1, min(batches, limits.cores() if alone else limits.share()))
     if files < checked.MANY or not beside.can_copy():
         return ThreadPoolExecutor(count)
     return ProcessPoolExecutor(count, get_context("fork"), _follow, (os.getpid(),))

@@ -9,13 +9,12 @@ import platform
 from importlib.util import find_spec
 from pathlib import Path
 
-import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, parse_flag_from_env
 from torch import nn
 
-from finetune import convolution, launcher
+from finetune import convolution, launcher, limits
 from finetune.errors import UserError
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt(3)
@@ -104,7 +103,7 @@ def free_memory(device: torch.device) -> int:
     """Bytes that a process may still use: of the GPU's memory, or its share of the machine's."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return limits.memory() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def share_batchnorm(model: nn.Module, accelerator: Accelerator) -> nn.Module:
@@ -120,5 +119,4 @@ def worker_count(workers: int, device: torch.device) -> int:
         return workers
     if device.type == "cpu":
         return 0
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return min(8, max(1, (os.cpu_count() or 1) // processes))
+    return min(8, limits.share())

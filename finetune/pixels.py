@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
-from finetune import store
+from finetune import limits, store
 from finetune.imagesets import Split
 from finetune.samples import Samples, load
 
@@ -89,7 +88,7 @@ def _decode(
     try:
         pixels.parent.mkdir(parents=True, exist_ok=True)
         starts = range(0, len(items), PART)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders work outside the interpreter's lock
+        with ThreadPoolExecutor(limits.cores()) as pool:  # decoders work outside the interpreter's lock
             for start in shown(starts, "decoding images"):
                 images = list(pool.map(decode, items[start : start + PART]))
                 found += [list(image.shape) for image in images]

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from finetune import beside
+from finetune import beside, limits
 from finetune.errors import UserError
 from finetune.recipe import Recipe
 
@@ -78,7 +78,7 @@ def charts(recipe: Recipe) -> beside.Beside | None:
     """
     run, main_process = recipe.run, os.environ.get("RANK", "0") == "0"
     draws = main_process and not (run.plan or run.preview or run.lr_find)
-    return beside.Beside("finetune.charts") if draws and beside.share() > 1 and beside.can_copy() else None
+    return beside.Beside("finetune.charts") if draws and limits.share() > 1 and beside.can_copy() else None
 
 
 def preview(output: Path, loaders: dict[str, Any], classes: list[str], console: Any) -> int:

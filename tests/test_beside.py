@@ -12,8 +12,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no pr
 FLAGS = "--model shufflenet_v2_x0_5 --weights none --image-size 32 --epochs 1 --batch-size 8 --tracker none"
 TRAIN = """
 import sys, train
-from finetune import beside
-beside.share = lambda: 2
+from finetune import limits
+limits.share = lambda: 2
 print("code", train.main(sys.argv[1:]), "matplotlib" in sys.modules)
 """
 BEGIN = """
