@@ -25,15 +25,18 @@ def cross_entropy(
 
     A net with auxiliary heads gives a tuple in training, the main logits first; each auxiliary loss is added with
     `aux_weight` (Szegedy et al. 2015, 2016). Of a mixed image, `mix` (N,) is the share that is of class `labels`; the
-    rest is of class `others`.
+    rest is of class `others`. An image's loss is weighted by its class's weight, in `class_weights` (classes,).
     """
 
+    def of_class(logits: Tensor, labels: Tensor) -> Tensor:
+        # Not by F.cross_entropy's `weight`: it weights the smoothed share of each class by that class's own weight, so
+        # that every image pulls towards the rare classes.
+        losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)  # (N,)
+        return class_weights[labels] * losses
+
     def each(logits: Tensor) -> Tensor:
-        options = {"weight": class_weights, "reduction": "none", "label_smoothing": label_smoothing}
-        losses = F.cross_entropy(logits, labels, **options)  # (N,)
-        if others is None:
-            return losses
-        return mix * losses + (1 - mix) * F.cross_entropy(logits, others, **options)
+        losses = of_class(logits, labels)  # (N,)
+        return losses if others is None else mix * losses + (1 - mix) * of_class(logits, others)
 
     logits, *auxiliary = (outputs,) if isinstance(outputs, Tensor) else outputs
     losses = each(logits)

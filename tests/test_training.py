@@ -95,6 +95,34 @@ def test_mixed_loss_is_the_mixture_of_both_losses():
     torch.testing.assert_close(losses, torch.nn.functional.cross_entropy(logits, targets, reduction="none"))
 
 
+def test_class_weights_scale_each_label_s_smoothed_loss():
+    torch.manual_seed(0)
+    logits, labels, others = torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), torch.tensor([1, 1, 0, 2])
+    weights, mix = torch.tensor([0.5, 1.0, 4.0]), torch.tensor([1.0, 0.3, 0.5, 0.0])
+    smoothed = [torch.nn.functional.cross_entropy(logits, y, reduction="none", label_smoothing=0.1)
+                for y in (labels, others)]  # fmt: skip
+    first, second = weights[labels] * smoothed[0], weights[others] * smoothed[1]
+    _, plain = loss.cross_entropy(logits, labels, None, None, 0.1, 0.0, weights)
+    torch.testing.assert_close(plain, first)
+    _, mixed = loss.cross_entropy(logits, labels, others, mix, 0.1, 0.0, weights)
+    torch.testing.assert_close(mixed, mix * first + (1 - mix) * second)
+
+
+def test_class_weights_with_smoothing_learn_the_common_class_too():
+    labels = [0] * 50 + [1] * 2
+    y = torch.tensor(labels)
+    x = torch.eye(2)[y]  # (N, 2), separable
+    criterion = loss.make_criterion(
+        Training(class_weights=True, label_smoothing=0.1), labels, 2, 0.0, torch.device("cpu")
+    )
+    weight = torch.zeros(2, 2, requires_grad=True)
+    for _ in range(200):
+        logits, losses = criterion(x @ weight, y, None, None)
+        (gradient,) = torch.autograd.grad(losses.mean(), weight)
+        weight.data -= gradient
+    assert torch.equal(logits.argmax(1), y)
+
+
 @pytest.mark.parametrize("flag", ["--mixup", "--cutmix"])
 def test_mixing_is_seeded_per_image_and_changes_with_no_worker(train, flag):
     plain = metrics(train("--recipe", "finetune")[1])
