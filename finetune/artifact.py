@@ -95,10 +95,10 @@ def load(run: Path | str) -> Model:
             wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
             odd = sorted(key for key in wanted.keys() | shapes.keys() if wanted.get(key) != shapes.get(key))
             _check(not odd, folder, f"{len(odd)} tensors of {WEIGHTS} do not fit {net.model} ({', '.join(odd[:3])})")
-            state = {key: _float32(file.get_tensor(key)) for key in shapes}
+            state = {key: file.get_tensor(key) for key in shapes}
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder / WEIGHTS} is no whole safetensors file: {error}. Copy the folder again.") from error
-    model.load_state_dict(surgery.with_metadata(model, state), strict=True, assign=True)
+    surgery.assign(model, state)
     return Model(model.eval().requires_grad_(False), net, classes, preprocess, score, folder)
 
 
@@ -176,7 +176,3 @@ def _check(ok: bool, folder: Path, what: str) -> None:
 
 def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor

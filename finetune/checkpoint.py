@@ -213,7 +213,10 @@ class Checkpoints:
 
     # ---- the way back ------------------------------------------------------------------------------------------------
     def load(self, found: Found) -> Progress:
-        """Put everything back that `save` wrote, and give this process's progress."""
+        """Put everything back that `save` wrote, and give this process's progress.
+
+        `load_file` maps the files into memory: all that stays is copied from there.
+        """
         frozen, moving = (load_file(found.folder / f"{name}.safetensors") for name in ("frozen", "model"))
         self.model.load_state_dict(frozen | moving)
         parameters = dict(self.model.named_parameters())
@@ -230,7 +233,7 @@ class Checkpoints:
             self.average.n_averaged.fill_(found.state["averaged"])
         if self.accelerator.scaler is not None and "scaler" in found.state:
             self.accelerator.scaler.load_state_dict(found.state["scaler"])
-        self.best = load_file(found.folder / "best.safetensors")
+        self.best = {key: copied(value) for key, value in load_file(found.folder / "best.safetensors").items()}
         self.newest = found.folder.name
         for path in found.damaged if self.accelerator.is_main_process else ():
             shutil.rmtree(path)  # whole ones of the same names will come

@@ -135,6 +135,8 @@ def make_room(folder: Path, size: int, most: int) -> None:
 
 def read(path: Path) -> Tensor | None:
     """The tensor, memory-mapped; None where there is no entry or it is damaged."""
+    # Not copied, since it may be larger than the memory. It is safe: no entry is ever overwritten in place, its values
+    # begin at a page (`HEADER`), and what is computed with are the rows of a batch, which indexing copies.
     try:
         with safe_open(path, "pt") as file:
             return file.get_tensor("values")

@@ -211,8 +211,21 @@ def _load(model: nn.Module, family: Family, state: dict[str, Tensor], given: str
     ]
     if problems:
         raise UserError(f"{given} does not fit {name}: {'; '.join(problems)}. Is it another model's? See --model.")
-    floats = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-    model.load_state_dict(with_metadata(model, floats), strict=False, assign=True)
+    assign(model, state, strict=False)
+
+
+def assign(model: nn.Module, state: dict[str, Tensor], strict: bool = True) -> None:
+    """Give a model the values of a state dict that was read from a file, in float32, also where it has none yet.
+
+    They are copies. A tensor of a safetensors file is the mapped file itself: it would change whenever that file is
+    overwritten, and it lies at any address, by which the CPU's libraries round (a checkpoint's copy, with other bits,
+    would not go on as the run did).
+    """
+    copies = {
+        key: value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
+        for key, value in state.items()
+    }
+    model.load_state_dict(with_metadata(model, copies), strict=strict, assign=True)
 
 
 def with_metadata(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -47,6 +47,16 @@ def test_a_model_opens_as_it_was_saved(tmp_path, settings):
         assert torch.equal(opened.model(x), model(x))
 
 
+def test_an_opened_model_holds_copies_of_its_file(tmp_path):
+    model, _ = write(tmp_path / "model")
+    opened = artifact.load(tmp_path).model.state_dict()
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in opened.values()), "as torch aligns its own"
+    path = tmp_path / "model" / "model.safetensors"
+    with path.open("r+b") as file:  # in place: a new file would leave the old one's pages alone
+        file.write(bytes(path.stat().st_size))
+    assert all(torch.equal(opened[key], value) for key, value in model.state_dict().items())
+
+
 @pytest.mark.slow
 def test_a_model_of_every_family_opens_as_it_was_saved(tmp_path):
     names = [min(family.models.split(), key=len) for family in archs.FAMILIES]

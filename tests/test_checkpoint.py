@@ -57,6 +57,21 @@ def two(parts, tmp_path) -> Path:
     return tmp_path
 
 
+def test_nothing_that_comes_back_hangs_on_the_files(parts, two):
+    model, optimizer, make = parts
+    found = checkpoint.find(two)
+    checkpoints = make(two)
+    checkpoints.load(found)
+    moments = [value for held in optimizer.state.values() for value in held.values()]
+    held = [*model.state_dict().values(), *moments, *checkpoints.best.values()]
+    before = [value.clone() for value in held]
+    files = list(found.folder.glob("*.safetensors"))
+    assert len(files) == 4
+    for path in files:
+        path.write_bytes(bytes(path.stat().st_size))
+    assert all(map(torch.equal, held, before))
+
+
 def test_everything_comes_back_as_it_was(parts, two):
     model, optimizer, make = parts
     found = checkpoint.find(two)

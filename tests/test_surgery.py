@@ -34,6 +34,18 @@ def test_weights_are_loaded_and_the_new_head_starts_at_zero(state, tmp_path):
     assert all(parameter.requires_grad and not parameter.is_meta for parameter in model.parameters())
 
 
+def test_a_net_holds_copies_of_a_weights_file(state, tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_file(state, path)
+    model = surgery.build(Net(model=NAME, weights=str(path)), 5)[0]
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in model.state_dict().values()), "as torch aligns its own"
+    with path.open("r+b") as file:  # in place: a new file would leave the old one's pages alone
+        file.write(bytes(path.stat().st_size))
+    held = {key: value for key, value in model.state_dict().items() if not key.startswith("fc.")}
+    assert len(held) > 100
+    assert all(torch.equal(value, state[key]) for key, value in held.items())
+
+
 @pytest.mark.parametrize(
     "wrap", [dict, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {f"module.{k}": v for k, v in s.items()}]
 )
