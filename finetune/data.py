@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import multiprocessing
+import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -119,16 +122,15 @@ class GlobalBatches(Sampler[list[Draw]]):
                 yield mine or [draws[0]._replace(share=0.0)]
 
 
-def _ignore_signals(worker: int) -> None:
-    """A signal to the process group must not kill the workers before the training process has saved."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+def _outlive_signals(ending: ctypes.c_byte, worker: int) -> None:
+    """A signal to the process group must not end the workers before the training process has saved.
+
+    At its exit multiprocessing sends each of them a SIGTERM and waits. By then `ending` is set, and they end as if all
+    were well: torch raises, in whatever runs at that moment, for a worker that a signal has killed.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-
-
-def _end_workers() -> None:
-    """At exit: workers that ignore SIGTERM would be waited for in vain after a crash."""
-    for child in multiprocessing.active_children():
-        child.kill()
+    signal.signal(signal.SIGTERM, lambda *_: ending.value and os._exit(0))
 
 
 def make_loaders(
@@ -148,8 +150,9 @@ def make_loaders(
     images, training, seed = recipe.images, recipe.training, recipe.run.seed
     process, processes = accelerator.process_index, accelerator.num_processes
     workers = worker_count(images.workers, accelerator.device)
+    ending = multiprocessing.RawValue(ctypes.c_byte) if workers else None
     if workers:
-        atexit.register(_end_workers)
+        atexit.register(setattr, ending, "value", 1)  # comes before multiprocessing's own
     loaders = {}
     for name, split in splits.items():
         if name == "train":
@@ -179,7 +182,7 @@ def make_loaders(
             num_workers=workers,
             pin_memory=accelerator.device.type == "cuda",
             persistent_workers=workers > 0,
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=partial(_outlive_signals, ending),
             collate_fn=_collate if mix is None else _collate_mixed,
             generator=torch.Generator(),  # else each new iterator draws from the global one, and dropout moves
         )

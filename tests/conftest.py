@@ -103,7 +103,6 @@ class Started:
 
     def _run(self, words: list[str], rank: int, processes: int, port: int) -> None:
         import train as script
-        from finetune import data
         from finetune.entry import exit_code
 
         log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -121,7 +120,9 @@ class Started:
             code = exit_code(script.main, words)
         except BaseException:
             traceback.print_exc()
-        data._end_workers()  # what atexit does in a process that is not forked
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises for a worker that is killed
+        for worker in multiprocessing.active_children():  # a forked process does nothing at its exit
+            worker.kill()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
         os._exit(code)

@@ -1,9 +1,14 @@
 """Samples and batches are pure functions of (seed, epoch, index)."""
 
+import multiprocessing
+import os
+import time
+
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from conftest import SIGNALS
 from PIL import Image, ImageOps
 from torchvision import transforms as v1
 from torchvision.transforms import v2
@@ -166,3 +171,27 @@ def test_normalised_batches_are_torchvisions():
             torch.testing.assert_close(found, expected)
             seen += 1
     assert seen == 4
+
+
+def test_a_worker_outlives_signals_until_the_run_ends():
+    fork = multiprocessing.get_context("fork")
+    ending, here = fork.RawValue("b"), fork.Event()
+
+    def work():
+        data._outlive_signals(ending, 0)
+        while True:
+            here.set()
+            time.sleep(0.01)
+
+    worker = fork.Process(target=work, daemon=True)
+    worker.start()
+    assert here.wait(30)
+    for number in SIGNALS:
+        os.kill(worker.pid, number)
+    time.sleep(0.1)
+    here.clear()
+    assert here.wait(5)
+    ending.value = 1
+    worker.terminate()
+    worker.join(30)
+    assert worker.exitcode == 0, "torch raises for one that a signal ended"
