@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from finetune import cache, freezing, frontier, pixels, store
+from finetune import cache, freezing, frontier, hardware, pixels, store
 from finetune.archs import Preprocess
 from finetune.data import Batch
 from finetune.recipe import Recipe
@@ -159,6 +159,7 @@ class Feeds:
             precision=self.accelerator.mixed_precision,
             channels_last=self.channels_last,
             device=self.accelerator.device.type,
+            kernels=hardware.kernels(self.accelerator.device),
             **drawn,
         )
         place = f"{self.phase.cut.place}, {' × '.join(map(str, self.phase.cut.shape))}"

@@ -17,6 +17,11 @@ from torch import nn
 from finetune import convolution, launcher, limits
 from finetune.errors import UserError
 
+# The libraries' own switches for the kernels that they take: oneDNN's under its names of then and now, MKL's, cuBLAS's.
+KERNEL_SWITCHES = (
+    *("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"),
+    *("MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "NVIDIA_TF32_OVERRIDE"),
+)
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt(3)
 
 
@@ -85,6 +90,20 @@ def turn_off_tf32() -> None:
     # The older of torch's two interfaces: it sets the newer one (`fp32_precision`) too. Set by the newer one alone, it
     # raises an error wherever it is read.
     torch.backends.cudnn.allow_tf32 = False
+
+
+def kernels(device: torch.device) -> dict[str, str | None]:
+    """What decides, beside versions and settings, which kernels compute on a device, and so how they round."""
+    backends = torch.backends
+    return {
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "cpu": backends.cpu.get_cpu_capability(),
+        "cuda matmul": backends.cuda.matmul.fp32_precision,
+        "cudnn conv": backends.cudnn.conv.fp32_precision,
+        "mkldnn matmul": backends.mkldnn.matmul.fp32_precision,
+        "mkldnn conv": backends.mkldnn.conv.fp32_precision,
+        **{name: os.environ.get(name) for name in KERNEL_SWITCHES},
+    }
 
 
 def keep_memory() -> None:

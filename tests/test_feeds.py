@@ -103,6 +103,15 @@ def test_what_is_stale_or_damaged_is_computed_anew(train, tmp_path, change):
         assert metrics(second) == metrics(first)
 
 
+def test_what_other_kernels_computed_is_not_taken(train, tmp_path, monkeypatch):
+    kept = []
+    for known in ("AVX2", "AVX512", "AVX2"):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda known=known: known)
+        assert train("--views", "1", "--epochs", "1")[0] == 0
+        kept.append(len(list((tmp_path / "cache").iterdir())))
+    assert kept == [2, 4, 4], "a file for each split"
+
+
 def test_too_little_room_means_a_plain_run_that_says_so(train, capsys):
     code, output = train("--cache-gb", "1e-7")
     assert code == 0

@@ -158,3 +158,22 @@ def test_gpus_are_hidden_from_tests_that_do_not_ask_for_them(pytestconfig):
     if not asks_for_a_gpu(pytestconfig.option.markexpr):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
         assert not torch.cuda.is_available()
+
+
+def test_what_chooses_kernels_is_told_apart(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    seen = [hardware.kernels(cpu), hardware.kernels(gpu)]
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "another")
+    seen.append(hardware.kernels(cpu))
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
+    seen.append(hardware.kernels(cpu))
+    backends = torch.backends
+    for one in (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv):
+        before = one.fp32_precision
+        one.fp32_precision = "ieee"
+        seen.append(hardware.kernels(cpu))
+        one.fp32_precision = before
+    assert len(seen) == 8
+    assert all(one not in seen[:k] for k, one in enumerate(seen))
+    assert hardware.kernels(cpu) == seen[3]
