@@ -63,12 +63,13 @@ def load(item: str | np.ndarray | Image.Image | Tensor, channels: int) -> Tensor
     mode = "L" if channels == 1 else "RGB"
     if isinstance(item, Image.Image):
         return functional.pil_to_tensor(item.convert(mode))
-    if channels == 3 and item.lower().endswith((".jpg", ".jpeg")):
-        # The same values in three quarters of Pillow's time, which reads what this does not and says what is damaged.
-        with suppress(RuntimeError):
-            return decode_jpeg(read_file(item), ImageReadMode.RGB, apply_exif_orientation=True)
     try:
-        with Image.open(item) as image:
+        with Image.open(item) as image:  # reads the header, and refuses what would fill the memory, as training's check
+            if channels == 3 and item.lower().endswith((".jpg", ".jpeg")):
+                # The same values in three quarters of Pillow's time, which reads what this does not and says what is
+                # damaged.
+                with suppress(RuntimeError):
+                    return decode_jpeg(read_file(item), ImageReadMode.RGB, apply_exif_orientation=True)
             ImageOps.exif_transpose(image, in_place=True)
             if image.mode[0] in "IF":  # deeper grey, which Pillow would clip at 255 instead of scaling
                 pixels = np.asarray(image).astype(np.float64)

@@ -173,6 +173,18 @@ def test_normalised_batches_are_torchvisions():
     assert seen == 4
 
 
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "grey.jpg"])
+def test_an_image_that_would_fill_the_memory_is_refused_unread(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20 * 20 // 2 - 1)  # Pillow refuses twice as many
+    monkeypatch.setattr("finetune.samples.decode_jpeg", None)
+    path = str(tmp_path / name)
+    Image.new("RGB", (20, 20)).save(path)
+    with pytest.raises(UserError, match=rf"{name} does not decode: .* exceeds limit"):
+        load(path, 1 if "grey" in name else 3)
+    with pytest.raises(UserError, match="exceeds limit"):
+        folders.decodable([path], False)
+
+
 def test_a_worker_outlives_signals_until_the_run_ends():
     fork = multiprocessing.get_context("fork")
     ending, here = fork.RawValue("b"), fork.Event()
