@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,13 +43,19 @@ class Ready:
 
 
 def make_ready(run: Path, precision: str) -> Ready:
-    """Open a run's or a model's folder. `precision` is that of `--precision`, or `run` for what the run was told."""
+    """Open a run's or a model's folder. `precision` is that of `--precision`, or `run` for what the run was told.
+
+    Where the run's is fp16 and there is no GPU, it is what the hardware does best.
+    """
     opened = artifact.load(run)
     beside = opened.folder.parent / "config.json"
     has_run = opened.folder.name == "model" and beside.is_file()
     recipe = recipes.from_config(runs.read_json(beside)) if has_run else Recipe()
     chosen = recipe.run.precision if precision == "run" else precision
-    accelerator, words = hardware.make_accelerator(chosen, "none", opened.folder)
+    lacking = precision == "run" and chosen == "fp16" and not torch.accelerator.is_available()
+    accelerator, words = hardware.make_accelerator("auto" if lacking else chosen, "none", opened.folder)
+    if lacking and accelerator.is_main_process:
+        print(f"The run's precision is fp16, which needs a GPU. Here it is {words}.", file=sys.stderr)
     layout = torch.channels_last if recipe.run.channels_last else torch.contiguous_format
     opened.model.to(accelerator.device, memory_format=layout)
     return Ready(opened, recipe, has_run, accelerator, words)

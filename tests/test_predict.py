@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 
@@ -53,6 +54,21 @@ def test_a_bad_image_has_its_error_in_its_row_and_the_rest_are_classified(traine
         assert "2 of 3 images could not be read" in err
     code, out, _ = call("predict", trained / "fast", tmp_path / "a.jpg", good, "--csv")
     assert [bool(row["error"]) for row in csv.DictReader(io.StringIO(out))] == [True, False]
+
+
+def test_a_run_in_fp16_predicts_on_a_cpu_in_what_that_has(trained, call, image_folder, tmp_path):
+    run = shutil.copytree(trained / "fast", tmp_path / "half")
+    config = json.loads((run / "config.json").read_text())
+    assert config["precision"] == "no"
+    (run / "config.json").write_text(json.dumps(config | {"precision": "fp16"}))
+    image = image_folder / "val" / "red" / "00.jpg"
+    code, out, err = call("predict", run, image, "--json")
+    assert code == 0
+    assert err.count("The run's precision is fp16, which needs a GPU. Here it is ") == 1
+    assert out == call("predict", run, image, "--json", "--precision", "auto")[1]
+    code, _, err = call("predict", run, image, "--precision", "fp16")
+    assert code == 2
+    assert "--precision fp16 needs a GPU" in err
 
 
 def test_an_image_gets_the_same_answer_as_in_evaluation_to_the_bit(trained, call, image_folder, tmp_path):
