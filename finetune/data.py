@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from finetune.archs import Preprocess
+from finetune.errors import UserError
 from finetune.hardware import worker_count
 from finetune.imagesets import Split
 from finetune.recipe import Recipe
@@ -56,8 +57,9 @@ class GlobalBatches(Sampler[list[Draw]]):
 
     Say `start_at` before iterating. With `seed=None` the order is that of the split. With `parts`, each global batch
     comes in so many, for gradients that are accumulated. With `weights` (one per image), images are drawn with
-    replacement. A last batch of less than `fewest` images joins the one before. In the first `frozen` epochs, `views`
-    views of each image take turns, if `views` is not 0.
+    replacement. With `pairs`, a last batch of one image joins the one before; whether it does depends on neither
+    processes nor parts, so that any number of them can go on with a run. In the first `frozen` epochs, `views` views of
+    each image take turns, if `views` is not 0.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class GlobalBatches(Sampler[list[Draw]]):
         processes: int = 1,
         parts: int = 1,
         weights: Tensor | None = None,
-        fewest: int = 1,
+        pairs: bool = False,
         views: int = 0,
         frozen: float = 0,
     ) -> None:
@@ -78,7 +80,7 @@ class GlobalBatches(Sampler[list[Draw]]):
         self.views, self.frozen = views, frozen
         self.epoch = self.first = 0
         self.starts = list(range(0, count, batch_size))
-        if seed is not None and 0 < count % batch_size < fewest and len(self.starts) > 1:
+        if seed is not None and pairs and count % batch_size == 1 and len(self.starts) > 1:
             self.starts.pop()
 
     @property
@@ -122,6 +124,28 @@ class GlobalBatches(Sampler[list[Draw]]):
                 yield mine or [draws[0]._replace(share=0.0)]
 
 
+def fewest(count: int, batch_size: int, parts: int) -> int:
+    """Images in an epoch's smallest micro-batch, if each batch of `GlobalBatches(pairs=True)` is cut into so many."""
+    left = count % batch_size
+    return (count if count <= batch_size else left if left > 1 else batch_size) // parts
+
+
+def check_pairs(count: int, batch_size: int, accumulate: int, processes: int) -> None:
+    """A `UserError` where a process has less than two of `count` images in some micro-batch."""
+    parts = processes * accumulate
+    if (least := fewest(count, batch_size, parts)) >= 2:
+        return
+    fitting = next((size for size in range(batch_size, count + 1) if fewest(count, size, parts) >= 2), None)
+    cures = [f"--batch-size {fitting}"] if fitting else []
+    cures += ["a smaller --accumulate"] if accumulate > 1 else []
+    cures += ["fewer processes"] if processes > 1 else []
+    raise UserError(
+        f"--batch-size {batch_size} with --accumulate {accumulate} on {processes} process{'es' * (processes > 1)}: of "
+        f"{count} images, an epoch's smallest micro-batch gets {least}. BatchNorm, which is trained here, needs 2: "
+        f"use {' or '.join(cures) or 'more images'}."
+    )
+
+
 def _outlive_signals(ending: ctypes.c_byte, worker: int) -> None:
     """A signal to the process group must not end the workers before the training process has saved.
 
@@ -143,12 +167,14 @@ def make_loaders(
 ) -> dict[str, DataLoader]:
     """A loader of `Batch` per split: `train` shuffled and augmented, the others in order and as in use.
 
-    With `pairs`, each process has at least two images of every batch, of which BatchNorm can take statistics. `frozen`
-    is the number of epochs in which the start of the network is. The loaders are not for `accelerator.prepare`, since
-    `GlobalBatches` already takes this process's part.
+    With `pairs`, each process has at least two images in every part of a batch, of which BatchNorm can take statistics;
+    a `UserError` where it cannot. `frozen` is the number of epochs in which the start of the network is. The loaders
+    are not for `accelerator.prepare`, since `GlobalBatches` already takes this process's part.
     """
     images, training, seed = recipe.images, recipe.training, recipe.run.seed
     process, processes = accelerator.process_index, accelerator.num_processes
+    if pairs:
+        check_pairs(len(splits["train"].labels), training.batch_size, training.accumulate, processes)
     workers = worker_count(images.workers, accelerator.device)
     ending = multiprocessing.RawValue(ctypes.c_byte) if workers else None
     if workers:
@@ -168,7 +194,7 @@ def make_loaders(
                 processes,
                 training.accumulate,
                 weights,
-                fewest=2 * processes * training.accumulate if pairs else 1,
+                pairs,
                 # Without augmentation all views are one. What is mixed with another image has no views of its own.
                 views=0 if mix else 1 if images.augment == "none" else images.views,
                 frozen=frozen,

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -89,10 +90,50 @@ def test_processes_share_the_same_global_batches(count, processes):
 
 
 def test_a_last_image_alone_joins_the_batch_before():
-    assert [len(batch) for batch in data.GlobalBatches(9, 4, seed=0, fewest=2)] == [4, 5]
+    assert [len(batch) for batch in data.GlobalBatches(9, 4, seed=0, pairs=True)] == [4, 5]
     assert [len(batch) for batch in data.GlobalBatches(9, 4, seed=0)] == [4, 4, 1]
     assert [len(batch) for batch in data.GlobalBatches(9, 4, seed=None)] == [4, 4, 1]
     assert [len(batch) for batch in data.GlobalBatches(1, 4, seed=0)] == [1]
+
+
+def batches_of(split, batch_size, process, processes, accumulate):
+    recipe = Recipe(training=Training(batch_size=batch_size, accumulate=accumulate))
+    accelerator = SimpleNamespace(process_index=process, num_processes=processes, device=torch.device("cpu"))
+    return data.make_loaders(split, PREPROCESS, recipe, accelerator, pairs=True)["train"].batch_sampler
+
+
+def test_batches_for_batchnorm_are_the_same_on_any_number_of_processes_or_refused(split):
+    taken, refused = 0, 0
+    for batch_size in range(2, 22):
+        for processes, accumulate in ((1, 1), (2, 1), (1, 2), (2, 2), (3, 1)):
+            try:
+                ranks = [list(batches_of(split, batch_size, k, processes, accumulate)) for k in range(processes)]
+            except UserError as error:
+                smallest = int(str(error).partition("use --batch-size ")[2].split()[0].strip("."))
+                assert smallest > batch_size
+                assert len(batches_of(split, smallest, 0, processes, accumulate))
+                refused += 1
+                continue
+            assert all(len(batch) >= 2 for batches in ranks for batch in batches)
+            alone = batches_of(split, batch_size, 0, 1, 1)
+            for first in range(alone.updates):  # stopped there, and resumed on one process
+                alone.start_at(0, first)
+                before = [draw.index for batches in ranks for batch in batches[: first * accumulate] for draw in batch]
+                after = [draw.index for batch in alone for draw in batch]
+                assert sorted(before + after) == list(range(21))
+            taken += 1
+    assert (taken, refused) == (63, 37)
+
+
+def test_too_few_images_for_batchnorm_are_named_with_what_helps(split):
+    for arguments, message in (
+        ((4, 0, 1, 3), r"^--batch-size 4 with --accumulate 3 on 1 process: of 21 images, .* gets 1\. BatchNorm, .*"
+                       r"needs 2: use --batch-size 7 or a smaller --accumulate\.$"),
+        ((6, 0, 2, 1), r"--accumulate 1 on 2 processes: .* use --batch-size 7 or fewer processes\.$"),
+        ((21, 0, 1, 11), r" gets 1\. .*: use a smaller --accumulate\.$"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            batches_of(split, *arguments)
 
 
 def test_evaluation_transform_agrees_with_torchvisions_on_pil_images(tmp_path):

@@ -36,7 +36,7 @@ def close(one, other) -> None:
 
 # Adam would make much of a rounding where a gradient is next to nothing.
 CASES = {
-    "last_layers": "--views 2 --accumulate 2 --balanced --ema 0.5 --epochs 3 --optimizer sgd --lr 1e-2",
+    "last_layers": "--batch-size 8 --views 2 --accumulate 2 --balanced --ema 0.5 --epochs 3 --optimizer sgd --lr 1e-2",
     "gradual_unfreeze": "--unfreeze-every 1 --epochs 3 --views 2 --optimizer sgd --lr 1e-2",
     "linear_then_finetune": "--head-epochs 1 --epochs 2 --mixup 0.2 --optimizer sgd --lr 1e-2",
     "grayscale": "--dropout 0.3 --no-channels-last --augment none",

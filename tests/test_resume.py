@@ -18,7 +18,7 @@ from finetune import checkpoint
 # Everything that has a state: phases, momentum, dropout, BatchNorm, an average, accumulation, workers, augmentation.
 STATEFUL = (
     *("--recipe", "gradual_unfreeze", "--unfreeze-every", "1", "--model", "mobilenet_v3_small", "--ema", "0.8"),
-    *("--batch-size", "8", "--accumulate", "2", "--epochs", "3", "--workers", "1", "--checkpoint-every", "1"),
+    *("--batch-size", "10", "--accumulate", "2", "--epochs", "3", "--workers", "1", "--checkpoint-every", "1"),
 )
 
 

@@ -55,6 +55,15 @@ def test_accumulation_ends_with_the_same_weights(train):
         torch.testing.assert_close(parts[key], value, rtol=1e-5, atol=1e-6)
 
 
+def test_too_small_a_micro_batch_for_batchnorm_is_refused_before_anything_is_written(train, capsys):
+    flags = ("--recipe", "finetune", "--batch-size", "4", "--accumulate", "3")
+    code, output = train(*flags)
+    assert code == 2
+    assert "BatchNorm, which is trained here, needs 2: use --batch-size 7 or" in capsys.readouterr().err
+    assert not output.exists()
+    assert train(*flags, "--recipe", "feature_extractor", "--epochs", "1")[0] == 0, "no BatchNorm is trained"
+
+
 @pytest.mark.parametrize("count", [5, 21])
 @pytest.mark.parametrize("parts", [1, 2, 5])
 def test_parts_and_processes_together_are_the_global_batch(count, parts):
