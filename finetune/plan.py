@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.data import DataLoader
 
-from finetune import cache, errors, freezing, hardware
+from finetune import cache, data, errors, freezing, hardware
 from finetune.archs import Preprocess, depth_name, parameter_depths
 from finetune.checks import period
 from finetune.errors import UserError
@@ -155,6 +157,9 @@ def make(
     need = memory(model, shape, classes, training.optimizer, accelerator.mixed_precision)
     freezing.set_phase(model, stages, rates, epoch=0)
     free = hardware.free_memory(accelerator.device)
+    batchnorm = freezing.trains_batchnorm(model, stages, rates)
+    fewest = partial(data.fewest, counts["train"]) if batchnorm else None
+    told = advice(need, free, training, processes, fewest)
     updates, seconds = period(recipe.run.checkpoint_every)
     every = f" and every {updates} updates" if updates < sys.maxsize else ""
     every = f" and every {seconds / 60:g} minutes" if math.isfinite(seconds) else every
@@ -172,25 +177,40 @@ def make(
         "processes": f"{processes} on {accelerator.device.type}, each with {workers} workers for images",
         "memory": f"about {in_words(need.total)} per process at the peak of an update, "
         f"{in_words(need.activations)} of it activations; {in_words(free)} are free"
-        + (f". That is too little. {advice(need, free, training)}" if need.total > free else ""),
+        + (f". That is too little. {told}" if need.total > free else ""),
         "checkpoints": f"at each epoch's end (in at most a tenth of the time){every}; "
         f"the newest {recipe.run.keep_checkpoints} are kept",
         "cached": cache.describe(caches.phases, counts, cache.folder(recipe.run.cache_dir)),
         "decoded": cache.describe_images(caches),
     }
-    if processes > 1 and freezing.trains_batchnorm(model, stages, rates):
-        facts["BatchNorm"] = (
-            "statistics are taken over all processes' images (--sync-bn): as on one process"
-            if recipe.run.sync_bn
-            else f"statistics are each process's own, over {share} images: not what one process would train"
-        )
-    errors.when_memory_runs_out(advice(need, free, training))
+    if batchnorm and parts > 1:
+        low, high = fewest(training.batch_size, parts), -(-loaders["train"].batch_sampler.largest // parts)
+        over = f"over {low if low == high else f'{low} to {high}'} images"
+        if recipe.run.sync_bn:
+            own = "statistics are taken over all processes' images (--sync-bn)"
+            own += (
+                ": as on one process"
+                if training.accumulate == 1
+                else " of one part: not what --accumulate 1 would train"
+            )
+        elif training.accumulate == 1:
+            own = f"statistics are each process's own, {over}: not what one process would train"
+        else:
+            own = f"statistics are each part's own, {over}: not what --accumulate 1 on one process would train"
+        facts["BatchNorm"] = own
+    errors.when_memory_runs_out(told)
     title = f"{recipe.recipe}: {net.model}, weights {net.weights}, {preprocess.crop} × {preprocess.crop} pixels"
     return Plan(title, table, facts, need, updates_per_epoch, training.epochs), caches
 
 
-def advice(need: Memory, free: int, training: Training) -> str:
-    """Which setting to lower, and to what, when an update does not fit into so many free bytes."""
+def advice(
+    need: Memory, free: int, training: Training, processes: int = 1, fewest: Callable[[int, int], int] | None = None
+) -> str:
+    """Which setting to lower, and to what, when an update does not fit into so many free bytes.
+
+    Where BatchNorm is trained, `fewest` tells how many images a batch size and a number of parts leave in the smallest
+    micro-batch: with less than two it is no advice.
+    """
     room, parts = 0.9 * free - (need.total - need.activations), training.accumulate
     now = f"An update was estimated to need {in_words(need.total)} per process, {in_words(free)} were free. "
     while room > 0 and parts < training.batch_size and need.activations * training.accumulate > room * parts:
@@ -199,10 +219,18 @@ def advice(need: Memory, free: int, training: Training) -> str:
         return f"{now}Take a smaller --model or --image-size."
     if parts == training.accumulate:
         parts, now = 2 * parts, now + "It took more, or other programs did. "
-    return (
-        f"{now}Use --accumulate {min(parts, training.batch_size)} (the result stays the same) or --batch-size "
-        f"{max(1, training.batch_size * training.accumulate // parts)}; in evaluation, a smaller --eval-batch-size."
-    )
+    accumulate, size = min(parts, training.batch_size), max(1, training.batch_size * training.accumulate // parts)
+    same = "the result stays the same"
+    if fewest:
+        same = "BatchNorm then takes its statistics of fewer images, and the result changes"
+        accumulate = accumulate if fewest(training.batch_size, accumulate * processes) >= 2 else 0
+        fitting = (k for k in range(size, 0, -1) if fewest(k, training.accumulate * processes) >= 2)
+        size = next(fitting, 0)
+    ways = [f"--accumulate {accumulate} ({same})"] if accumulate else []
+    ways += [f"--batch-size {size}"] if size else []
+    if not ways:
+        return f"{now}Take a smaller --model or --image-size."
+    return f"{now}Use {' or '.join(ways)}; in evaluation, a smaller --eval-batch-size."
 
 
 def as_json(plan: Plan) -> str:
