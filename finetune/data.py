@@ -82,16 +82,13 @@ class GlobalBatches(Sampler[list[Draw]]):
         self.starts = list(range(0, count, batch_size))
         if seed is not None and pairs and count % batch_size == 1 and len(self.starts) > 1:
             self.starts.pop()
+        self.largest = max((stop - start for start, stop in self._bounds()), default=0)
+        """Images in the largest global batch."""
 
     @property
     def updates(self) -> int:
         """Global batches in an epoch."""
         return len(self.starts)
-
-    @property
-    def largest(self) -> int:
-        """Images in the largest global batch."""
-        return max(stop - start for start, stop in self._bounds())
 
     def start_at(self, epoch: int, first: int = 0) -> None:
         """Which epoch comes next, and from which of its global batches on."""

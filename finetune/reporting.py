@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -107,8 +108,8 @@ def end(
     tracking.write_json(output / "summary.json", result)
     tracker.summarize(result)
     analysis.save(output / "validation.safetensors", scores, result["best_epoch"])
-    labels = {name: loader.dataset.split.labels for name, loader in loaders.items()}
-    card.write(runs.read(output), {s: [ys.count(k) for k in range(len(classes))] for s, ys in labels.items()})
+    counts = {name: Counter(loader.dataset.split.labels) for name, loader in loaders.items()}
+    card.write(runs.read(output), {s: [each[k] for k in range(len(classes))] for s, each in counts.items()})
     try:
         plots.draw_all(output / "plots", history, result["best_epoch"], loaders, scores, classes, charts)
     except Exception as error:  # a picture is not worth a result

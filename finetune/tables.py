@@ -36,11 +36,12 @@ def read(file: Path, fraction: float, seed: int, skip_bad_images: bool) -> Image
     unknown = sorted({row["label"] for row in rows} - set(classes))
     if unknown:
         raise UserError(f"{file}: no row to train on has the label {', '.join(map(repr, unknown[:5]))}.")
+    position = {name: k for k, name in enumerate(classes)}
     splits = {}
     for name in sorted(names):
         chosen = [row for row in rows if (row.get("split") or "train") == name]
         paths = [str(file.parent / row["path"]) for row in chosen]
-        splits[name] = Split(paths, [classes.index(row["label"]) for row in chosen])
+        splits[name] = Split(paths, [position[row["label"]] for row in chosen])
     if "val" not in splits:
         whole = splits["train"]
         parts = stratified(grouped(whole.labels, classes), fraction, seed)

@@ -96,6 +96,14 @@ def test_a_last_image_alone_joins_the_batch_before():
     assert [len(batch) for batch in data.GlobalBatches(1, 4, seed=0)] == [1]
 
 
+def test_the_bounds_of_batches_are_built_once_an_epoch(monkeypatch):
+    batches, built = data.GlobalBatches(21, 4, seed=0), []
+    original = data.GlobalBatches._bounds
+    monkeypatch.setattr(data.GlobalBatches, "_bounds", lambda self: built.append(1) or original(self))
+    assert [batches.largest for _ in batches] == [4] * 6
+    assert len(built) == 1
+
+
 def batches_of(split, batch_size, process, processes, accumulate):
     recipe = Recipe(training=Training(batch_size=batch_size, accumulate=accumulate))
     accelerator = SimpleNamespace(process_index=process, num_processes=processes, device=torch.device("cpu"))
