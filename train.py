@@ -107,7 +107,7 @@ def main(arguments: list[str]) -> int:
         if schedule.should_stop(history, training):
             break
         done, epoch_began = progress.done, time.perf_counter() - progress.epoch_seconds
-        sums = torch.tensor(progress.sums, device=device)  # loss, right answers
+        sums = torch.tensor(progress.sums, dtype=hardware.widest(device), device=device)  # loss, right answers
         freezing.set_phase(model, stages, rates, epoch)
         batches.start_at(epoch, done - epoch * batches.updates)
         if (fed := source.at(epoch)) is None:
@@ -123,7 +123,7 @@ def main(arguments: list[str]) -> int:
                 logits, losses = criterion(feed.net(x), labels, others, mix)
                 # The shares of a global batch add up to 1 over all processes, whose gradients DDP averages.
                 accelerator.backward((losses * shares).sum() * processes)
-            sums += (torch.stack([losses.detach(), logits.argmax(1) == labels]) * (shares > 0)).sum(1)
+            sums += (torch.stack([losses.detach(), logits.argmax(1) == labels]) * (shares > 0)).sum(1, dtype=sums.dtype)
             if not last:
                 continue
             tracker.log_update(done + 1, losses.detach(), shares, model)

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from finetune.archs import Preprocess
 from finetune.durable import damage, read_sums, save_tensors, sync, write_sums
 from finetune.errors import UserError
+from finetune.hardware import widest
 
 FORMAT = 1
 SHARE = 0.1  # of the time, at most, for checkpoints at the ends of epochs
@@ -129,7 +130,9 @@ class Checkpoints:
         not be written.
         """
         name = f"{progress.epoch:04}-{progress.done:08}"  # names sort by time
-        sums = self.accelerator.gather(torch.tensor([progress.sums], device=self.accelerator.device)).tolist()
+        device = self.accelerator.device
+        sums = torch.tensor([progress.sums], dtype=widest(device), device=device)
+        sums = self.accelerator.gather(sums).tolist()
         too_soon = optional and self.took > SHARE * (time.monotonic() - self.began)
         if self.accelerator.is_main_process and name != self.newest and not too_soon:
             self.finish()
@@ -241,7 +244,9 @@ class Checkpoints:
         if len(sums) == self.accelerator.num_processes:
             return replace(found.progress, sums=sums[rank])
         # Another number of processes: the main one takes it all over.
-        return replace(found.progress, sums=torch.tensor(sums).sum(0).tolist() if rank == 0 else [0.0, 0.0])
+        return replace(
+            found.progress, sums=torch.tensor(sums, dtype=torch.float64).sum(0).tolist() if rank == 0 else [0.0, 0.0]
+        )
 
 
 def copied(value: Tensor) -> Tensor:

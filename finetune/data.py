@@ -111,7 +111,7 @@ class GlobalBatches(Sampler[list[Draw]]):
             if self.weights is None:
                 order = torch.randperm(self.count, generator=generator).tolist()
             else:
-                order = torch.multinomial(self.weights, self.count, replacement=True, generator=generator).tolist()
+                order = drawn(self.weights, self.count, generator).tolist()
         view = self.view(self.epoch)
         for start, stop in self._bounds()[self.first :]:
             batch = order[start:stop]
@@ -119,6 +119,16 @@ class GlobalBatches(Sampler[list[Draw]]):
             for part in range(self.parts):
                 mine = draws[self.process + self.processes * part :: self.processes * self.parts]
                 yield mine or [draws[0]._replace(share=0.0)]
+
+
+def drawn(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` positions (count,), drawn with replacement by these weights (N,).
+
+    `torch.multinomial` refuses more than 2^24 weights, and its float32 sums favour some of many.
+    """
+    ends = weights.double().cumsum(0)  # (N,)
+    points = torch.rand(count, generator=generator, dtype=torch.float64) * ends[-1]
+    return torch.searchsorted(ends, points, right=True).clamp_(max=len(weights) - 1)
 
 
 def fewest(count: int, batch_size: int, parts: int) -> int:
@@ -182,7 +192,7 @@ def make_loaders(
             transform = training_transform(preprocess, images.augment, images.crop_scale)
             mix = mixing(images.mixup, images.cutmix)
             labels = torch.tensor(split.labels)
-            weights = 1 / torch.bincount(labels)[labels] if images.balanced else None
+            weights = 1 / torch.bincount(labels)[labels].double() if images.balanced else None
             batches = GlobalBatches(
                 len(labels),
                 training.batch_size,

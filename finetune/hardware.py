@@ -125,6 +125,11 @@ def free_memory(device: torch.device) -> int:
     return limits.memory() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """For sums: float64 where the device is sure to have it, since float32 stops counting at 2^24."""
+    return torch.float64 if device.type in ("cpu", "cuda") else torch.float32
+
+
 def share_batchnorm(model: nn.Module, accelerator: Accelerator) -> nn.Module:
     """Let BatchNorm take its statistics over all processes' images; a `UserError` on a CPU, where torch cannot."""
     if accelerator.device.type != "cuda":

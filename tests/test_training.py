@@ -5,7 +5,7 @@ import torch
 from conftest import metrics, write_images
 from safetensors.torch import load_file
 
-from finetune import data, ema, loss, noise, schedule
+from finetune import checkpoint, data, ema, loss, noise, schedule
 from finetune.recipe import Training
 
 T2S_LOSSES = (0.3606, 0.3060, 0.2639, 0.2218, 0.2080, 0.2523, 0.3576, 0.55)
@@ -82,6 +82,27 @@ def test_balanced_batches_draw_each_class_equally_often():
     drawn = torch.tensor([draw.index for epoch in range(20) for draw in epoch_of(batches, epoch)])
     assert len(drawn) == 4000
     assert labels[drawn].float().mean().item() == pytest.approx(0.5, abs=0.05)
+
+
+def test_balanced_drawing_has_no_limit_and_favours_none():
+    count = 2**24 + 2**22  # more than float32 counts
+    drawn = data.drawn(torch.ones(count), 10_000, torch.Generator().manual_seed(0))
+    assert drawn.double().mean().item() / count == pytest.approx(0.5, abs=0.01)
+    assert (drawn >= 2**24).double().mean().item() == pytest.approx(0.2, abs=0.02)
+    weights = torch.tensor([0.0, 1.0, 0.0, 3.0, 0.0])
+    drawn = data.drawn(weights, 10_000, torch.Generator().manual_seed(0)).bincount(minlength=5)
+    assert (drawn / 10_000).tolist() == pytest.approx([0, 0.25, 0, 0.75, 0], abs=0.02)
+    assert drawn[weights == 0].tolist() == [0, 0, 0]
+
+
+def test_an_epochs_sums_go_on_counting_beyond_float32(train, monkeypatch):
+    flags = ("--recipe", "finetune", "--epochs", "1")
+    small = metrics(train(*flags)[1])[0]
+    original = checkpoint.Progress
+    monkeypatch.setattr(checkpoint, "Progress", lambda **given: original(sums=[2.0**24, 2.0**24], **given))
+    large = metrics(train(*flags)[1])[0]
+    for name in ("train_loss", "train_accuracy"):
+        assert large[name] * 21 - 2**24 == pytest.approx(small[name] * 21, abs=1e-6)
 
 
 def epoch_of(batches, epoch):
