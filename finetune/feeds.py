@@ -27,7 +27,7 @@ from finetune.data import Batch
 from finetune.recipe import Recipe
 from finetune.samples import Draw, to_input
 
-FORMAT = 2  # raise it when a change alters what is stored
+FORMAT = 3  # raise it when a change alters what is stored
 
 
 class Feed(NamedTuple):

@@ -201,6 +201,21 @@ def _reasons(paths: list[str]) -> list[str]:
     return [_reason(path) for path in paths]
 
 
+def of_bytes(image: Image.Image) -> Image.Image:
+    """Deeper grey with a byte a pixel, scaled by the range of its type; Pillow would clip it at 255 instead.
+
+    Modes I;16 and I hold 16 bits: Pillow gives some files of 16 bits as I, and where a file has 32, few use more. F
+    holds floats in [0, 1]; others are a `ValueError`.
+    """
+    import numpy as np  # late: few images need it
+
+    pixels = np.asarray(image).astype(np.float64)
+    if image.mode == "F" and not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN fails both
+        raise ValueError(f"its values are in [{pixels.min():g}, {pixels.max():g}]; floats must lie in [0, 1]")
+    scale = 255 if image.mode == "F" else 1 / 257
+    return Image.fromarray((pixels * scale).clip(0, 255).astype(np.uint8))
+
+
 def _reason(path: str) -> str:
     """Why a file does not decode; empty if it does."""
     try:
@@ -208,6 +223,8 @@ def _reason(path: str) -> str:
             # A JPEG is decoded at an eighth of its size: all its bytes are read, most of the arithmetic is saved.
             image.draft("RGB", (1, 1))
             image.load()
+            if image.mode == "F":
+                of_bytes(image)
     except Exception as error:  # Pillow's decoders raise many kinds, struct.error and SyntaxError among them
         return str(error) or type(error).__name__
     return ""

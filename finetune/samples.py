@@ -23,6 +23,7 @@ from torchvision.transforms.v2 import functional
 from finetune.archs import Preprocess
 from finetune.arrays import channels as array_channels
 from finetune.errors import UserError
+from finetune.folders import of_bytes
 from finetune.imagesets import Split
 
 
@@ -71,10 +72,8 @@ def load(item: str | np.ndarray | Image.Image | Tensor, channels: int) -> Tensor
                 with suppress(RuntimeError):
                     return decode_jpeg(read_file(item), ImageReadMode.RGB, apply_exif_orientation=True)
             ImageOps.exif_transpose(image, in_place=True)
-            if image.mode[0] in "IF":  # deeper grey, which Pillow would clip at 255 instead of scaling
-                pixels = np.asarray(image).astype(np.float64)
-                scale = 1 / 257 if pixels.max() > 255 else 255 if image.mode == "F" and pixels.max() <= 1 else 1
-                image = Image.fromarray((pixels * scale).clip(0, 255).astype(np.uint8))
+            if image.mode[0] in "IF":
+                image = of_bytes(image)
             return functional.pil_to_tensor(image if image.mode == mode else image.convert(mode))
     except Exception as error:
         raise UserError(f"{item} does not decode: {error}") from error

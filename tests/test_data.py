@@ -177,6 +177,14 @@ def test_images_of_every_mode_decode_to_upright_rgb(tmp_path):
     Image.fromarray(grey).save(tmp_path / "deep.png")
     assert load(str(tmp_path / "deep.png"), 3).amax() == 255
     assert load(str(tmp_path / "deep.png"), 3)[:, 3, 0].tolist() == [int(grey[3, 0] / 257)] * 3
+    for name in ("dark.png", "dark.tif", "dark.pgm"):  # modes I;16 and I: not as bright as their own maximum
+        Image.fromarray(grey // 256).save(tmp_path / name)
+        assert load(str(tmp_path / name), 3).amax() == 0, name
+    Image.fromarray(np.full((6, 8), 70_000, np.int32)).save(tmp_path / "whole.tif")
+    assert load(str(tmp_path / "whole.tif"), 3).amin() == 255
+    for value, byte in ((1.0, 255), (0.01, 2)):
+        Image.fromarray(np.full((6, 8), value, np.float32)).save(tmp_path / "floats.tif")
+        assert load(str(tmp_path / "floats.tif"), 3).unique().tolist() == [byte]
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     Image.new("RGB", (8, 6)).save(tmp_path / "turned.jpg", exif=exif)

@@ -49,6 +49,14 @@ def test_one_folder_is_split_stratified_by_the_seed(image_folder):
     assert len(read(image_folder / "train", fraction=0.001).splits["val"].items) == 3, "at least one of each class"
 
 
+def test_floats_that_are_no_shares_of_white_are_named(image_folder, tmp_path):
+    shutil.copytree(image_folder, tmp_path / "data")
+    for name, value in (("good", 1.0), ("bytes", 255.0)):
+        Image.new("F", (8, 8), value).save(tmp_path / "data" / "train" / "red" / f"{name}.tif")
+    with pytest.raises(UserError, match=r"1 image does not decode:\n.*bytes.tif: .*\[255, 255\]; floats must lie in"):
+        read(tmp_path / "data")
+
+
 def test_a_truncated_image_is_named_and_can_be_left_out(image_folder, tmp_path):
     top = tmp_path / "data"
     shutil.copytree(image_folder, top)
