@@ -45,19 +45,22 @@ class ImageSet:
 
 def read(images: Images, in_channels: int, seed: int) -> ImageSet:
     """Read and check what `--data` names. Every mistake in it is a `UserError` that names the thing."""
-    from finetune import arrays, folders, starter, tables
+    from finetune import arrays, folders, named, starter, tables
 
     path = Path(starter.path(images.data)).expanduser()
-    if path.suffix == ".csv" and path.is_file():
-        return tables.read(path, images.val_fraction, seed, images.skip_bad_images)
     if arrays.are_at(path):
         return arrays.read(path, in_channels, images.val_fraction, seed)
-    if not path.exists():
-        from finetune import named
-
-        if images.data.lower() in named.SETS:
-            return named.read(images.data.lower(), images.data_root, images.val_fraction, seed)
+    if not path.exists() and images.data.lower() not in named.SETS:
         raise missing(path, named.SETS)
+    if in_channels not in (1, 3):
+        raise UserError(
+            f"--in-channels {in_channels}: the images of --data {images.data} are grey (1) or colour (3). Others need "
+            f"arrays: an .npz, or a folder of .npy."
+        )
+    if path.suffix == ".csv" and path.is_file():
+        return tables.read(path, images.val_fraction, seed, images.skip_bad_images)
+    if not path.exists():
+        return named.read(images.data.lower(), images.data_root, images.val_fraction, seed)
     return folders.read(path, images.val_fraction, seed, images.skip_bad_images)
 
 

@@ -89,6 +89,17 @@ def test_wrong_arrays_are_named(tmp_path, change, message):
         read(tmp_path / "set.npz")
 
 
+def test_channels_that_only_arrays_have_are_refused_for_files(train, capsys, image_folder, tmp_path):
+    assert train("--in-channels", "4")[0] == 2
+    assert "--in-channels 4: the images of --data" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("run")] == []
+    for path in (table(tmp_path, image_folder, [("path", "label")]), "cifar10"):
+        with pytest.raises(UserError, match=r"are grey \(1\) or colour \(3\)"):
+            read(path, channels=2)
+    with pytest.raises(UserError, match="does not exist"):
+        read(tmp_path / "wrong.npz", channels=4)
+
+
 def table(folder, image_folder, rows):
     shutil.copytree(image_folder, folder / "images", dirs_exist_ok=True)
     with (folder / "set.csv").open("w", newline="") as file:
