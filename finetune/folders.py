@@ -46,7 +46,7 @@ def read(top: Path, val_fraction: float, seed: int, skip_bad_images: bool) -> Im
         )
     if "val" in present and "train" not in present:
         raise UserError(f"{top} has val/ but no train/. Add train/ with the same classes.")
-    listed = {name: _classes(top / name) for name in present} or {"": _classes(top)}
+    listed = {name: _classes(top / name, name == "test") for name in present} or {"": _classes(top)}
     _same_classes(top, listed)
     classes = sorted(next(iter(listed.values())))
     if len(classes) < 2:
@@ -60,7 +60,7 @@ def read(top: Path, val_fraction: float, seed: int, skip_bad_images: bool) -> Im
     }
     for name, per_class in good.items():
         for cls, paths in per_class.items():
-            if not paths:
+            if not paths and name != "test":
                 raise UserError(f"no image of {top / name / cls} decodes: mend them or remove the class.")
     if "" in good:
         files = [path for cls in classes for path in good[""][cls]]
@@ -71,18 +71,20 @@ def read(top: Path, val_fraction: float, seed: int, skip_bad_images: bool) -> Im
             for name, positions in zip(("train", "val"), parts, strict=True)
         }
         return ImageSet(classes, splits, len(bad))
+    if "test" in good and not any(good["test"].values()):
+        raise UserError(f"no image of {top / 'test'} decodes: mend them or remove the folder.")
     splits = {
         name: Split(
-            [path for cls in classes for path in per_class[cls]],
-            [label for label, cls in enumerate(classes) for _ in per_class[cls]],
+            [path for cls in classes for path in per_class.get(cls, ())],
+            [label for label, cls in enumerate(classes) for _ in per_class.get(cls, ())],
         )
         for name, per_class in good.items()
     }
     return ImageSet(classes, splits, len(bad))
 
 
-def _classes(folder: Path) -> dict[str, list[str]]:
-    """The sorted image files of each class folder, at any depth inside it."""
+def _classes(folder: Path, some: bool = False) -> dict[str, list[str]]:
+    """The sorted image files of each class folder, at any depth inside it; with `some`, not every class needs one."""
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}.")
@@ -110,7 +112,7 @@ def _classes(folder: Path) -> dict[str, list[str]]:
     if not found:
         raise UserError(f"{folder} holds no class folders: give each class a folder of its own, with its images in it.")
     empty = [name for name, paths in found.items() if not paths]
-    if empty:
+    if empty and not (some and len(empty) < len(found)):
         kinds = " ".join(EXTENSIONS)
         raise UserError(f"no image in {', '.join(str(folder / name) for name in empty[:5])}. Images are: {kinds}")
     return found
@@ -125,7 +127,7 @@ def _same_classes(top: Path, listed: dict[str, dict[str, list[str]]]) -> None:
             (name, "train", set(listed[name]) - train),
             ("train", name, train - set(listed[name])),
         ):
-            if names:
+            if names and there != "test":  # the plan names the classes that a test split lacks
                 shown = ", ".join(sorted(names)[:5])
                 raise UserError(
                     f"{top}: {here}/ has {'classes' if len(names) > 1 else 'a class'} that {there}/ lacks: {shown}. "

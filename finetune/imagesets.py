@@ -33,6 +33,11 @@ class ImageSet:
     skipped: int = 0
     """Images left out because they do not decode."""
 
+    def lacking(self, name: str) -> list[str]:
+        """The classes of which a split has no image."""
+        present = set(self.splits[name].labels)
+        return [cls for label, cls in enumerate(self.classes) if label not in present]
+
     def fingerprint(self) -> str:
         """A digest of the images' names and labels, in their order; not of where they are, nor of what they show."""
         found = hashlib.sha256(repr(self.classes).encode())

@@ -183,6 +183,11 @@ def make(
         "cached": cache.describe(caches.phases, counts, cache.folder(recipe.run.cache_dir)),
         "decoded": cache.describe_images(caches),
     }
+    if "test" in imageset.splits and (missing := imageset.lacking("test")):
+        facts["warning"] = (
+            f"no image of the test split is {', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}: "
+            f"the test accuracy says nothing of {len(missing)} of {classes} classes"
+        )
     if batchnorm and parts > 1:
         low, high = fewest(training.batch_size, parts), -(-loaders["train"].batch_sampler.largest // parts)
         over = f"over {low if low == high else f'{low} to {high}'} images"

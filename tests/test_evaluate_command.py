@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 
@@ -25,6 +26,27 @@ def test_evaluate_says_what_training_said(trained, call):
     assert code == 0
     assert "30 images of" in out
     assert all(name in out for name in (*CLASSES, "recall", "calibration error"))
+
+
+def test_a_test_split_without_one_of_the_classes_is_scored_and_the_plan_warns(
+    train, call, capsys, image_folder, tmp_path
+):
+    shutil.copytree(image_folder, tmp_path / "data")
+    shutil.copytree(image_folder / "val", tmp_path / "data" / "test")
+    shutil.rmtree(tmp_path / "data" / "test" / "green")
+    code, output = train(data=tmp_path / "data")
+    assert code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "no image of the test split is green: the test accuracy says nothing of 1 of 3 classes" in shown
+    assert "| green | 7 | 3 | 0 |" in (output / "model" / "README.md").read_text()
+    code, out, _ = call("evaluate", output, "--split", "test", "--json")
+    assert code == 0
+    assert [(row["name"], row["images"]) for row in json.loads(out)["classes"]] == [
+        ("blue", 3),
+        ("green", 0),
+        ("red", 3),
+    ]
+    assert "NaN" not in out
 
 
 def test_classes_are_matched_by_name(trained, call, image_folder, tmp_path):

@@ -38,6 +38,27 @@ def test_a_test_split_is_read_where_there_is_one(image_folder, tmp_path):
     assert len(read(tmp_path / "data").splits["test"].items) == 9
 
 
+@pytest.mark.parametrize("emptied", [False, True])
+def test_a_test_split_may_lack_a_class(image_folder, tmp_path, emptied):
+    top = tmp_path / "data"
+    shutil.copytree(image_folder, top)
+    shutil.copytree(image_folder / "val", top / "test")
+    shutil.rmtree(top / "test" / "blue")
+    if emptied:
+        (top / "test" / "blue").mkdir()
+    found = read(top)
+    assert found.splits["test"].labels == [1] * 3 + [2] * 3
+    assert (found.lacking("test"), found.lacking("val")) == (["blue"], [])
+    for path in (top / "test").rglob("*.jpg"):
+        path.write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"no image of .*test decodes"):
+        read(top, skip=True)
+    for path in (top / "test").rglob("*.jpg"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"no image in .*test/"):
+        read(top)
+
+
 def test_one_folder_is_split_stratified_by_the_seed(image_folder):
     first, again, other = (read(image_folder / "train", seed=seed, fraction=0.3) for seed in (0, 0, 1))
     assert first == again

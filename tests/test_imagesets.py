@@ -120,6 +120,16 @@ def test_a_csv_file_gives_the_splits_it_names_or_is_split(image_folder, tmp_path
     assert {name: len(split.labels) for name, split in found.splits.items()} == {"train": 24, "val": 6}
 
 
+def test_every_reader_lets_a_test_split_lack_a_class(image_folder, tmp_path):
+    paths = [(f"images/{path.relative_to(image_folder)}", path.parent.name) for path in image_folder.rglob("*.jpg")]
+    rows = [(path, label, "test" if "val" in path else "train") for path, label in sorted(paths)]
+    rows = [row for row in rows if row[1:] != ("red", "test")]
+    found = read(table(tmp_path, image_folder, [("path", "label", "split"), *rows]))
+    assert found.lacking("test") == ["red"]
+    np.savez(tmp_path / "set.npz", **arrays() | {"y_test": np.zeros(6, int)})
+    assert read(tmp_path / "set.npz").lacking("test") == ["1"]
+
+
 def test_csv_rows_that_point_nowhere_are_listed(image_folder, tmp_path):
     rows = [("path", "label"), *((f"images/{k}.jpg", "a") for k in range(7))]
     with pytest.raises(UserError, match=r"7 of 7 paths point nowhere: images/0.jpg, .*images/4.jpg$"):

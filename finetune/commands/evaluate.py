@@ -187,7 +187,7 @@ def show(figures: dict[str, Any], skipped: int, console: Any) -> None:
     )
     rows = figures["classes"]
     many = len(rows) > 2 * SHOWN
-    rows = sorted(rows, key=lambda row: row["f1"])[:SHOWN] if many else rows
+    rows = sorted((row for row in rows if row["images"]), key=lambda row: row["f1"])[:SHOWN] if many else rows
     table = Table("class", *("images", "precision", "recall", "F1"), box=None, pad_edge=False, title_justify="left",
                   title=f"The {SHOWN} weakest of {len(figures['classes'])} classes" if many else None)  # fmt: skip
     for column in table.columns[1:]:
