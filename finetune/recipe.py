@@ -6,6 +6,7 @@ whether it is frozen or at which scale of the learning rate it is trained. Each 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -60,7 +61,9 @@ class Images:
     with the columns path, label and perhaps split; an .npz, or a folder of .npy, with x_train, y_train, x_test, y_test;
     a torchvision set by name (cifar10, flowers102, …).
     starter: the built-in set of ten species; starter-source: the set that its backbone was trained on."""
-    data_root: Path = Path("~/.cache/finetune/data")
+    data_root: Path = field(
+        default_factory=lambda: Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "finetune/data")
+    )
     """Where sets known by name are, or are downloaded to."""
     val_fraction: float = 0.2
     """Share of each class that becomes the validation split, where one folder of classes is given."""

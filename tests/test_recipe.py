@@ -24,6 +24,13 @@ def test_every_recipe_answers_for_every_depth():
             assert answers[-1] == Rate(1.0), "the head is trained from the start, at the full rate"
 
 
+def test_named_sets_lie_in_the_users_cache_folder(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert str(Images().data_root) == "~/.cache/finetune/data"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
+    assert str(Images().data_root) == "/elsewhere/finetune/data"
+
+
 def test_feature_extractor_trains_the_head_alone_and_finetune_everything():
     assert recipes.rates(recipes.load("feature_extractor").SETTINGS, 5) == [None] * 4 + [Rate(1.0)]
     assert recipes.rates(recipes.load("finetune").SETTINGS, 5) == [Rate(1.0)] * 5
