@@ -85,11 +85,14 @@ class Feeds:
             self.prefix = phase.cut.prefix(self.model) if phase.splits else None
             self.digest = frontier.digest(self.prefix) if phase.splits else ""
         view = self.loaders["train"].batch_sampler.view(epoch)
-        found = self._feed("train", self.model, view), self._feed("val", self.kept, 0)
-        return None if self.stopped else found
+        train = self._feed("train", self.model, view)
+        val = self._feed("val", self.kept, 0) if train else None
+        return (train, val) if train and val else None
 
-    def _feed(self, name: str, model: nn.Module, view: int) -> Feed:
+    def _feed(self, name: str, model: nn.Module, view: int) -> Feed | None:
         loader, values = self.loaders[name], self._activations(name, view)
+        if self.stopped:
+            return None
         cut_here = values is not None
         if (name, cut_here) not in self.nets:
             net = self.phase.cut.suffix(model, name == "train") if cut_here else model
@@ -98,7 +101,7 @@ class Feeds:
         net = self.nets[name, cut_here]
         if not cut_here:
             self._keep_decoded(name)
-            return Feed(net, loader, self.preprocess)
+            return None if self.stopped else Feed(net, loader, self.preprocess)
         features = DataLoader(
             Features(values, loader.dataset.split.labels, self._as_maps(values)),
             batch_sampler=loader.batch_sampler,
@@ -115,9 +118,14 @@ class Feeds:
         self.to_decode.remove(name)
         samples, accelerator = self.loaders[name].dataset, self.accelerator
         about = {"model": "decoded images", "images": f"{len(samples)} {name}", "data": self.recipe.images.data}
-        room = pixels.keep(samples, self.folder, self.most, about, accelerator, self.shown)
-        if not room and accelerator.is_main_process:
+        there = pixels.keep(samples, self.folder, self.most, about, accelerator, self.shown, self._asked)
+        if not there and not self.stopped and accelerator.is_main_process:
             print(f"Decoded {name} images are not kept: they do not fit within --cache-gb, or on the disk.")
+
+    def _asked(self) -> bool:
+        """Whether to stop; nothing else is begun from then on."""
+        self.stopped = self.stop()
+        return self.stopped
 
     def _as_maps(self, values: Tensor) -> bool:
         return self.channels_last and values.ndim == 4
@@ -131,6 +139,8 @@ class Feeds:
             missing = self.accelerator.is_local_main_process and not store.whole(path)
             if self._anywhere(missing):
                 self._fill(name, view, path, about)
+            if self.stopped:
+                return None
             values = store.read(path)
             # Another run may have made room in between, on one machine of several.
             self.values[name, view] = None if self._anywhere(values is None) else values
@@ -138,8 +148,7 @@ class Feeds:
 
     def _anywhere(self, found: bool) -> bool:
         """Whether it is so on any process."""
-        flag = torch.tensor(float(found), device=self.accelerator.device)
-        return self.accelerator.reduce(flag, "sum").item() > 0
+        return hardware.anywhere(self.accelerator, found)
 
     def _entry(self, name: str, view: int) -> tuple[Path, dict[str, str]]:
         """Where the activations are kept, and what is said about them there."""
@@ -172,6 +181,8 @@ class Feeds:
         Nothing is kept where there is no room.
         """
         self._keep_decoded(name)
+        if self.stopped:
+            return
         accelerator, loader = self.accelerator, self.loaders[name]
         count, process, processes = len(loader.dataset), accelerator.process_index, accelerator.num_processes
         rounds = math.ceil(count / (self.together * processes))
@@ -195,8 +206,7 @@ class Feeds:
         writer = store.Writer(path, count, about) if accelerator.is_local_main_process else None
         title = f"frozen part, {name} images" + (f", view {view + 1}" if name == "train" else "")
         for values in self._computed(prefix, self.shown(images, title)):
-            if self.stop():
-                self.stopped = True
+            if self._asked():
                 if writer:
                     writer.abandon()
                 return

@@ -125,6 +125,12 @@ def free_memory(device: torch.device) -> int:
     return limits.memory() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
+def anywhere(accelerator: Accelerator, found: bool) -> bool:
+    """Whether it is so on any process. All of them take part."""
+    flag = torch.tensor(float(found), device=accelerator.device)
+    return accelerator.reduce(flag, "sum").item() > 0
+
+
 def widest(device: torch.device) -> torch.dtype:
     """For sums: float64 where the device is sure to have it, since float32 stops counting at 2^24."""
     return torch.float64 if device.type in ("cpu", "cuda") else torch.float32

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from finetune import limits, store
+from finetune.hardware import anywhere
 from finetune.imagesets import Split
 from finetune.samples import Samples, load
 
@@ -56,50 +57,78 @@ def keep(
     about: dict[str, str],
     accelerator: Accelerator,
     shown: Callable[..., Iterator[Any]],
+    stop: Callable[[], bool],
 ) -> bool:
-    """Let samples of files read their decoded copies, which are made now where there are none; whether there was room.
+    """Let samples of files read their decoded copies, which are made now where there are none; whether they are there.
 
-    `most` bounds the folder, in bytes. Samples are the same to the bit. All processes take part.
+    They are not where there was no room, or `stop` said so, for all processes alike. `most` bounds the folder, in
+    bytes. Samples are the same to the bit. All processes take part.
     """
     items = samples.split.items
     name = store.key(format=FORMAT, images=store.fingerprint(items), channels=samples.channels)
     pixels, shapes = (folder / f"{name}-{part}{store.SUFFIX}" for part in ("pixels", "shapes"))
-    if accelerator.is_local_main_process and not (store.whole(shapes) and store.whole(pixels)):
-        _decode(samples, pixels, shapes, most, about, shown)
+    missing = accelerator.is_local_main_process and not (store.whole(shapes) and store.whole(pixels))
+    if anywhere(accelerator, missing):
+        _decode(samples, pixels, shapes, most, about, shown, stop, missing)
     accelerator.wait_for_everyone()
     held = store.read(pixels), store.read(shapes)
-    missing = torch.tensor(float(any(part is None for part in held)), device=accelerator.device)
-    if accelerator.reduce(missing, "sum").item():
+    if anywhere(accelerator, any(part is None for part in held)):
         return False
     samples.split = Split(Decoded(items, *held), samples.split.labels)
     return True
 
 
 def _decode(
-    samples: Samples, pixels: Path, shapes: Path, most: int, about: dict[str, str], shown: Callable[..., Iterator[Any]]
+    samples: Samples,
+    pixels: Path,
+    shapes: Path,
+    most: int,
+    about: dict[str, str],
+    shown: Callable[..., Iterator[Any]],
+    stop: Callable[[], bool],
+    missing: bool,
 ) -> None:
-    """Decode in threads, and write in order; leaves nothing where there is no room."""
+    """Decode in threads, and write in order; leaves nothing where there is no room, or where `stop` says so.
+
+    Where the process misses nothing it only keeps step with those that decode, so that all hear of a stop together, and
+    none waits for another longer than for a part: NCCL would give up after ten minutes.
+    """
     items, channels = samples.split.items, samples.channels
 
     def decode(item: str) -> Tensor:
         return load(item, channels).movedim(0, -1).contiguous()  # (H, W, C)
 
     writer, found = store.Writer(pixels, None, about), []
-    try:
-        pixels.parent.mkdir(parents=True, exist_ok=True)
-        starts = range(0, len(items), PART)
-        with ThreadPoolExecutor(limits.cores()) as pool:  # decoders work outside the interpreter's lock
-            for start in shown(starts, "decoding images"):
+    with ThreadPoolExecutor(limits.cores()) as pool:  # decoders work outside the interpreter's lock
+        for start in shown(range(0, len(items), PART), "decoding images"):
+            if missing:
                 images = list(pool.map(decode, items[start : start + PART]))
                 found += [list(image.shape) for image in images]
-                size = sum(image.numel() for image in images)
-                if writer.written + size > most:
-                    raise OSError("more than --cache-gb")
-                store.make_room(pixels.parent, size, most)
-                writer.append(torch.cat([image.view(-1) for image in images]))
+                missing = _append(writer, images, most)
+            if stop():
+                writer.abandon()
+                return
+    if not missing:
+        return
+    try:
         writer.commit()
         table = store.Writer(shapes, len(found), about)
         table.append(torch.tensor(found))
         table.commit()
     except OSError:
         writer.abandon()
+
+
+def _append(writer: store.Writer, images: list[Tensor], most: int) -> bool:
+    """Write decoded images; False, with nothing left, where there is no room."""
+    folder, size = writer.path.parent, sum(image.numel() for image in images)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if writer.written + size > most:
+            raise OSError("more than --cache-gb")
+        store.make_room(folder, size, most)
+        writer.append(torch.cat([image.view(-1) for image in images]))
+    except OSError:
+        writer.abandon()
+        return False
+    return True

@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -9,8 +11,9 @@ import torch
 from conftest import ROOT, metrics, write_images
 from safetensors.torch import load_file, save_file
 from test_distributed import accelerate, launch
+from test_resume import wait_for
 
-from finetune import pixels, samples, store
+from finetune import pixels, samples, store, terminal
 
 FLOATS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
@@ -179,6 +182,44 @@ def test_images_that_are_decoded_once_or_fit_nowhere_are_not_kept(train, tmp_pat
     assert "Decoded train images are not kept: they do not fit" in shown
     assert list((tmp_path / "small").iterdir()) == []
     assert metrics(whole) == metrics(limited) == metrics(late)
+
+
+@pytest.mark.parametrize(
+    ("flags", "title"),
+    [
+        (("--recipe", "finetune", "--epochs", "3"), "decoding images"),
+        (("--recipe", "feature_extractor"), "frozen part, train images, view 1"),
+    ],
+)
+def test_after_a_stop_nothing_else_is_begun(train, tmp_path, monkeypatch, flags, title):
+    begun, original = [], terminal.progress
+
+    def progress(batches, said, console):
+        begun.append(said)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(batches, said, console)
+
+    monkeypatch.setattr(terminal, "progress", progress)
+    assert train(*flags)[0] == 75
+    assert begun == [title]
+    assert list((tmp_path / "cache").glob("*")) == []
+
+
+def test_all_processes_stop_while_one_decodes(start, tmp_path, monkeypatch):
+    original = pixels.load
+
+    def load(*arguments):
+        time.sleep(0.5)
+        return original(*arguments)
+
+    monkeypatch.setattr(pixels, "load", load)
+    monkeypatch.setattr(pixels, "PART", 1)
+    cache = tmp_path / "kept"
+    run = start("run", "--recipe", "finetune", "--epochs", "3", "--cache-dir", str(cache), processes=2)
+    wait_for("../kept/*-pixels*", run)
+    run.signal(signal.SIGTERM, rank=1)
+    assert run.wait(60) == [75, 75], run.said
+    assert list(cache.iterdir()) == []
 
 
 def test_decoded_images_and_activations_go_together(train, tmp_path):
