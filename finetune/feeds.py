@@ -63,6 +63,7 @@ class Feeds:
         leave what is being computed.
         """
         self.stop, self.stopped = stop, False
+        self.failed = False  # in keeping activations: the rest of the run goes on from images
         self.phases, self.recipe, self.model, self.kept = caches.phases, recipe, model, kept
         self.preprocess, self.loaders, self.accelerator, self.shown = preprocess, loaders, accelerator, shown
         self.folder, self.most = cache.folder(recipe.run.cache_dir), caches.most
@@ -132,14 +133,14 @@ class Feeds:
 
     def _activations(self, name: str, view: int) -> Tensor | None:
         """Of one split in one view: those that are kept, else computed now. None where none are or can be."""
-        if name not in self.phase.splits:
+        if name not in self.phase.splits or self.failed:
             return None
         if (name, view) not in self.values:
             path, about = self._entry(name, view)
             missing = self.accelerator.is_local_main_process and not store.whole(path)
             if self._anywhere(missing):
                 self._fill(name, view, path, about)
-            if self.stopped:
+            if self.stopped or self.failed:
                 return None
             values = store.read(path)
             # Another run may have made room in between, on one machine of several.
@@ -178,7 +179,7 @@ class Feeds:
     def _fill(self, name: str, view: int, path: Path, about: dict[str, str]) -> None:
         """Compute one split's activations, each process its part of the images, and keep them on each machine.
 
-        Nothing is kept where there is no room.
+        Where they cannot be written, nothing more is kept in this run.
         """
         self._keep_decoded(name)
         if self.stopped:
@@ -202,7 +203,7 @@ class Feeds:
         )
         autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
         prefix = frontier.cast(self.prefix, autocast) if autocast else self.prefix
-        failed, done = False, 0
+        failed, done = "", 0
         writer = store.Writer(path, count, about) if accelerator.is_local_main_process else None
         title = f"frozen part, {name} images" + (f", view {view + 1}" if name == "train" else "")
         for values in self._computed(prefix, self.shown(images, title)):
@@ -211,7 +212,7 @@ class Feeds:
                     writer.abandon()
                 return
             rows = self._rows(values)
-            if writer and not failed:
+            if writer:
                 try:
                     if not done:
                         self.folder.mkdir(parents=True, exist_ok=True)
@@ -222,9 +223,15 @@ class Feeds:
                     writer.append(rows[: count - done])
                     if done + len(rows) >= count:
                         writer.commit()
-                except OSError:
-                    failed = True
+                except OSError as error:
+                    failed = error.strerror or str(error)
+                    print(f"Activations cannot be kept in {self.folder} ({failed}): the run goes on from the images.")
+            if self._anywhere(bool(failed)):
+                self.failed = True
+                self.nets.clear()  # DDP's hooks on the rest of the network must go before the whole is wrapped
+                if writer:
                     writer.abandon()
+                return
             done += len(rows)
 
     def _computed(self, prefix: nn.Module, batches: Iterator[Batch]) -> Iterator[Tensor]:

@@ -11,6 +11,7 @@ import platform
 import shutil
 import zlib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -203,5 +204,6 @@ class Writer:
     def abandon(self) -> None:
         """Remove what was written."""
         if self.file is not None:
-            self.file.close()
+            with suppress(OSError):  # what is still to be written fails again where the disk is full
+                self.file.close()
             self.fresh.unlink(missing_ok=True)

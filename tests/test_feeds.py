@@ -1,5 +1,6 @@
 """Training on kept activations is the training on images: the same losses and weights, whatever is kept."""
 
+import errno
 import json
 import os
 import signal
@@ -127,6 +128,56 @@ def test_a_folder_that_cannot_be_written_means_a_plain_run(train, tmp_path):
     code, output = train("--cache-dir", str(tmp_path / "cache" / "inside"))
     assert code == 0
     assert len(metrics(output)) == 2
+
+
+@pytest.mark.parametrize(("fails_at", "begun"), [(1, 1), (3, 2), (4, 3)])
+def test_where_writing_fails_the_run_says_so_once_and_goes_on_from_the_images(
+    train, tmp_path, capsys, monkeypatch, fails_at, begun
+):
+    flags = ("--recipe", "gradual_unfreeze", "--unfreeze-every", "2", "--epochs", "4", "--views", "2", "--lr", "1e-2")
+    flags += ("--optimizer", "sgd", "--weights", "starter", "--batch-size", "6")
+    plain = train(*flags, "--cache-gb", "0")[1]
+    calls, titles, append, progress = [], [], store.Writer.append, terminal.progress
+
+    def failing(self, rows):
+        calls.append(rows)
+        append(self, rows)
+        if len(calls) == fails_at:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(store.Writer, "append", failing)
+    monkeypatch.setattr(
+        terminal, "progress", lambda *words, **more: titles.append(words[1]) or progress(*words, **more)
+    )
+    capsys.readouterr()
+    code, output = train(*flags, "--no-cache-images", "--cache-dir", str(tmp_path / "full"))
+    assert code == 0
+    said = capsys.readouterr().out
+    assert said.count("(Disk quota exceeded): the run goes on from the images.") == said.count("cannot be kept") == 1
+    assert len(calls) == fails_at
+    assert len([title for title in titles if title.startswith("frozen part")]) == begun
+    assert not [path for path in (tmp_path / "full").iterdir() if path.suffix != store.SUFFIX]
+    close(plain, output)
+
+
+def test_where_writing_fails_on_one_process_all_go_on_from_the_images(start, tmp_path, monkeypatch):
+    flags = ("--recipe", "last_layers", "--epochs", "3", "--views", "2", "--lr", "1e-2", "--optimizer", "sgd")
+    flags += ("--weights", "starter", "--batch-size", "7")
+    plain = start("plain", *flags, "--cache-gb", "0", processes=2)
+    assert plain.wait(60) == [0, 0], plain.said
+    calls, append = [], store.Writer.append
+
+    def failing(self, rows):
+        calls.append(rows)
+        if len(calls) == 3:  # the second view, after an epoch on the first one's activations
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+        append(self, rows)
+
+    monkeypatch.setattr(store.Writer, "append", failing)
+    run = start("run", *flags, "--no-cache-images", "--cache-dir", str(tmp_path / "full"), processes=2)
+    assert run.wait(60) == [0, 0], run.said
+    assert run.said.count("cannot be kept") == 1
+    close(plain.output, run.output)
 
 
 def test_the_plan_says_what_is_kept(train, capsys):
