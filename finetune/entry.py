@@ -120,7 +120,11 @@ def exit_code(main: Callable[[list[str]], int], arguments: list[str]) -> int:
 
 
 def _is_lost_connection(error: Exception) -> bool:
-    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo", "NCCL", "TCPStore")
+    """Whether another process of this run closed the connection, in the words of gloo, NCCL and torch's TCPStore.
+
+    Any other error of theirs, such as a wrong network interface, is this process's own and keeps its traceback.
+    """
+    signs = ("closed by peer", "closed by remote peer", "reset by peer", "Broken pipe", "Connection was likely closed")
     return (
         int(os.environ.get("WORLD_SIZE", 1)) > 1
         and isinstance(error, RuntimeError)

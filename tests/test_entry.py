@@ -6,6 +6,8 @@ import sys
 import pytest
 from conftest import ROOT
 
+from finetune.entry import exit_code
+
 PROGRAM = """
 import atexit, sys
 from finetune import entry, errors
@@ -53,3 +55,35 @@ def test_handlers_that_came_first_are_called_too():
     done = ran("return 3", before="atexit.register(print, 'profile')")
     assert done.returncode == 3
     assert done.stdout.startswith("main a b\nhandler\nprofile\n")
+
+
+CLOSED = [
+    "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4711",
+    "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Read error [127.0.0.1]:4711: Connection reset by peer",
+    "NCCL error in: NCCLUtils.cpp:77, remote process exited or there was a network error, NCCL version 2.27.5\n"
+    "Last error:\nsocketProgress: Connection closed by remote peer node2<42830>",
+    "Failed to recv, got 0 bytes. Connection was likely closed. Did the remote server shutdown or crash?",
+]
+OWN = [
+    "NCCL error in: NCCLUtils.cpp:77, invalid usage, NCCL version 2.27.5\nDuplicate GPU detected : rank 1 and rank 0",
+    "NCCL error in: NCCLUtils.cpp:77, unhandled cuda error, NCCL version 2.27.5\nCuda failure 'out of memory'",
+    "[enforce fail at gloo/transport/tcp/device.cc:84] ifa != nullptr. Unable to find address for: eth7",
+    "Timed out after 601 seconds waiting for clients. 1/2 clients joined the TCPStore.",
+]
+
+
+@pytest.mark.parametrize("text", [*CLOSED, *OWN])
+def test_only_a_connection_that_another_process_closed_is_told_without_a_traceback(text, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+
+    def main(arguments):
+        raise RuntimeError(text)
+
+    if text in CLOSED:
+        assert exit_code(main, []) == 1
+        assert capsys.readouterr().err == "Rank 1: another process of this run ended, so this one ends.\n"
+    else:
+        with pytest.raises(RuntimeError) as raised:  # with its traceback
+            exit_code(main, [])
+        assert str(raised.value) == text
