@@ -33,6 +33,7 @@ from finetune.archs import Preprocess
 from finetune.durable import damage, read_sums, save_tensors, sync, write_sums
 from finetune.errors import UserError
 from finetune.hardware import widest
+from finetune.loss import check_finite
 
 FORMAT = 1
 SHARE = 0.1  # of the time, at most, for checkpoints at the ends of epochs
@@ -127,12 +128,13 @@ class Checkpoints:
 
         An optional one is left out where the last took more than a tenth of the time since: writing is work for the
         CPU and the disk. All processes take part; the main one writes. Raises `UserError` where the one before could
-        not be written.
+        not be written, and on all processes where the epoch's loss is not finite on one of them.
         """
         name = f"{progress.epoch:04}-{progress.done:08}"  # names sort by time
         device = self.accelerator.device
         sums = torch.tensor([progress.sums], dtype=widest(device), device=device)
         sums = self.accelerator.gather(sums).tolist()
+        check_finite(sum(loss for loss, _ in sums), progress.epoch)
         too_soon = optional and self.took > SHARE * (time.monotonic() - self.began)
         if self.accelerator.is_main_process and name != self.newest and not too_soon:
             self.finish()

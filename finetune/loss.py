@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from finetune.errors import UserError
 from finetune.recipe import Training
 
 
@@ -55,6 +57,12 @@ def make_criterion(
         aux_weight=aux_weight,
         class_weights=rarity(labels, classes, training.class_weights).to(device),
     )
+
+
+def check_finite(value: float, epoch: int) -> None:
+    """A `UserError` where a loss of this epoch, counted from 0, is not finite."""
+    if not math.isfinite(value):
+        raise UserError(f"the loss is {value} in epoch {epoch + 1}. Lower --lr, or set --clip-norm 1.")
 
 
 def rarity(labels: list[int], classes: int, on: bool) -> Tensor:

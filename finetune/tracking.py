@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 import subprocess
 from dataclasses import asdict
@@ -15,9 +14,9 @@ from accelerate import Accelerator
 
 from finetune.archs import depth_name
 from finetune.checkpoint import Progress
-from finetune.errors import UserError
 from finetune.evaluate import Scores
 from finetune.imagesets import ImageSet
+from finetune.loss import check_finite
 from finetune.recipe import Recipe
 
 PACKAGES = ("torch", "torchvision", "accelerate", "wandb", "safetensors", "pillow", "numpy")
@@ -91,8 +90,7 @@ def epoch_record(
     The rate of a depth that is still frozen is 0, so that the file tells when it started. Raises `UserError` where a
     loss is not finite.
     """
-    if not math.isfinite(total := train[0] + scores.loss):
-        raise UserError(f"the loss is {total} in epoch {epoch + 1}. Lower --lr, or set --clip-norm 1.")
+    check_finite(train[0] + scores.loss, epoch)
     rates = {
         depth_name(group["depth"], len(stages)): group["lr"] if epoch >= group["start"] else 0.0
         for group in optimizer.param_groups

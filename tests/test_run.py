@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from finetune import recipes
+from finetune import checkpoint, loss, recipes
 
 PICTURES = ("augmentations", "calibration", "confusion", "curves", "per_class", "predictions", "top_losses")
 
@@ -189,6 +189,30 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_advice(train, capsys):
     code, _ = train("--recipe", "finetune", "--optimizer", "sgd", "--lr", "1e30", "--clip-norm", "0")
     assert code == 2
     assert "Lower --lr" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_on_one_process_is_in_no_checkpoint(start, monkeypatch):
+    original, calls = loss.cross_entropy, []
+
+    def cross_entropy(*arguments, **settings):
+        logits, losses = original(*arguments, **settings)
+        calls.append(losses)
+        broken = os.environ.get("RANK") == "1" and len(calls) >= 3
+        return logits, losses * float("inf") if broken else losses
+
+    monkeypatch.setattr(loss, "cross_entropy", cross_entropy)
+    flags = ("--recipe", "finetune", "--model", "squeezenet1_1", "--batch-size", "4", "--checkpoint-every", "1")
+    run = start("run", *flags, processes=2)
+    assert run.wait() == [2, 2], run.said
+    assert run.said.count("error: the loss is inf in epoch 1. Lower --lr") == 1, run.said
+    assert "Traceback" not in run.said
+    written = sorted(checkpoint.names(run.output / "checkpoints"))  # the second may be cut short by the process's end
+    assert written
+    assert written[-1].name in ("0000-00000001", "0000-00000002"), "the third update's loss is infinite"
+    for path in written:
+        sums = json.loads((path / "state.json").read_text())["progress"]["sums"]
+        assert np.isfinite(sums).all()
+        assert all(tensor.isfinite().all() for tensor in load_file(path / "model.safetensors").values())
 
 
 def test_ctrl_c_in_a_terminal_ends_cleanly_and_says_how_to_go_on(image_folder, tmp_path):
