@@ -103,7 +103,7 @@ def agreement(model_name: str, results: str) -> None:
         shared = time.perf_counter()
         optimizer.step()
         agree = time.perf_counter()
-        requests.agreed()
+        requests.agreed(1)
         end = time.perf_counter()
         waited.append(shared - share + end - agree)
         whole.append(end - began)

@@ -50,16 +50,19 @@ class Requests:
         self.flags[1] = self.main_process and time.monotonic() - self.saved > self.every_seconds
         self.under_way = self.exchange and self.exchange()
 
-    def agreed(self, done: int = 1) -> tuple[bool, bool]:
+    def agreed(self, done: int) -> tuple[bool, bool]:
         """Whether to stop, and whether to save after `done` updates, as of the last `share`: the same for all."""
-        if self.under_way:
-            self.under_way.wait()
-        stop, save = self.flags.bool().tolist()
+        stop, save = self._heard()
         if save:
             self.saved = time.monotonic()
         return stop, save or done % self.every_updates == 0
 
     def stop(self) -> bool:
-        """`share` and `agreed` in one, where there is nothing to do in between."""
+        """Whether to stop, where there is no update. A checkpoint that is due stays due: the next `agreed` says so."""
         self.share()
-        return self.agreed()[0]
+        return self._heard()[0]
+
+    def _heard(self) -> tuple[bool, bool]:
+        if self.under_way:
+            self.under_way.wait()
+        return tuple(self.flags.bool().tolist())

@@ -37,6 +37,18 @@ def test_a_checkpoint_is_due_by_updates_or_by_the_clock(requests):
     assert never.agreed(1) == (False, False)
 
 
+def test_a_checkpoint_that_falls_due_in_evaluation_is_written_after_the_next_update(requests, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("finetune.signals.time.monotonic", lambda: clock[0])
+    by_clock = requests(sys.maxsize, 600.0)
+    clock[0] = 601.0
+    assert not by_clock.stop()
+    by_clock.share()
+    assert by_clock.agreed(1) == (False, True)
+    by_clock.share()
+    assert by_clock.agreed(2) == (False, False), "the next is due in ten minutes"
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_each_signal_asks_to_stop_and_is_named(requests, number):
     asked = requests(*NEVER)
