@@ -5,13 +5,16 @@ from __future__ import annotations
 import atexit
 import ctypes
 import os
+import pickle
 import platform
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, parse_flag_from_env
+from accelerate.utils import ProjectConfiguration, broadcast_object_list, parse_flag_from_env
 from torch import nn
 
 from finetune import convolution, launcher, limits
@@ -23,6 +26,8 @@ KERNEL_SWITCHES = (
     *("MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "NVIDIA_TF32_OVERRIDE"),
 )
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt(3)
+
+Value = TypeVar("Value")
 
 
 def make_accelerator(precision: str, tracker: str, output: Path) -> tuple[Accelerator, str]:
@@ -53,6 +58,27 @@ def make_accelerator(precision: str, tracker: str, output: Path) -> tuple[Accele
         atexit.register(accelerator.state.destroy_process_group)
     launcher.check_processes(accelerator.num_processes)
     return accelerator, f"{'float32' if chosen == 'no' else chosen} ({why})"
+
+
+def from_main(accelerator: Accelerator, work: Callable[[], Value]) -> Value:
+    """What `work` returns on the main process, on all processes. What it raises there is raised on all: none waits."""
+    value = error = None
+    if accelerator.is_main_process:
+        try:
+            value = work()
+        except Exception as raised:
+            error = raised
+    value, sent = broadcast_object_list([value, _portable(error)])
+    if sent is not None:
+        raise error or sent
+    return value
+
+
+def _portable(error: Exception | None) -> Exception | None:
+    try:
+        return pickle.loads(pickle.dumps(error))
+    except Exception:  # some cannot be pickled, some not be made again
+        return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def check_tracker(tracker: str) -> None:

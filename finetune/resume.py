@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
-from finetune import checkpoint
+from finetune import checkpoint, hardware
 from finetune.errors import UserError
 
 # What may be another after a restart. All else would make it another run.
@@ -47,17 +46,13 @@ def find(output: Path, settings: dict[str, Any], accelerator: Accelerator) -> ch
     Raises `UserError` where all are damaged, where a setting differs that may not, or where a process of another
     machine does not see the folder.
     """
-    answer: list[Any] = [None]
-    if accelerator.is_main_process:  # read and verified once
-        try:
-            whole = checkpoint.find(output / "checkpoints")
-            changes(whole.settings if whole else json.loads((output / "config.json").read_text()), settings)
-            answer = [whole]
-        except UserError as error:
-            answer = [error]
-    found = broadcast_object_list(answer)[0]
-    if isinstance(found, UserError):
-        raise found
+
+    def look() -> checkpoint.Found | None:
+        whole = checkpoint.find(output / "checkpoints")
+        changes(whole.settings if whole else json.loads((output / "config.json").read_text()), settings)
+        return whole
+
+    found = hardware.from_main(accelerator, look)  # read and verified once
     if found is None:
         return None
     if not found.folder.is_dir():

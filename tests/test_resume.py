@@ -10,10 +10,11 @@ import time
 import pytest
 import torch
 import wandb_file
-from conftest import Started, metrics, write_images
+from accelerate import Accelerator, debug_launcher
+from conftest import Started, metrics, reset_accelerate, write_images
 from safetensors.torch import load_file
 
-from finetune import checkpoint
+from finetune import checkpoint, resume
 
 # Everything that has a state: phases, momentum, dropout, BatchNorm, an average, accumulation, workers, augmentation.
 STATEFUL = (
@@ -171,6 +172,31 @@ def test_what_would_make_it_another_run_is_refused_and_nothing_is_touched(train,
     assert train("--epochs", "1", *rate, *flags, *place, "--resume")[0] == 2
     assert message in capsys.readouterr().err
     assert before == {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+
+
+class Unpicklable(Exception):
+    def __init__(self, *, why: str) -> None:
+        super().__init__(why)
+
+
+def fail_to_find(output):
+    """On each of two processes, of which the main one alone looks."""
+    accelerator = Accelerator(cpu=True)
+    for error, expected in (
+        (PermissionError(13, "denied"), PermissionError),
+        (Unpicklable(why="denied"), Unpicklable if accelerator.is_main_process else RuntimeError),
+    ):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(checkpoint, "find", lambda _, error=error: (_ for _ in ()).throw(error))
+            with pytest.raises(expected, match="denied"):
+                resume.find(output, {}, accelerator)
+    (output / f"ended {accelerator.process_index}").touch()
+
+
+def test_what_the_main_process_raises_as_it_looks_for_a_checkpoint_is_raised_on_all(tmp_path):
+    reset_accelerate()
+    debug_launcher(fail_to_find, (tmp_path,), num_processes=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ended 0", "ended 1"]
 
 
 def test_other_images_are_refused(train, tmp_path, capsys):
