@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> int:
     console.print(plan.as_json(whole) if run.json else plan.show(whole), soft_wrap=run.json)
     if run.plan:
         return 0
-    tracker = reporting.begin(recipe, output, settings, found, accelerator, console)
+    output, tracker = reporting.begin(recipe, output, settings, found, accelerator, console)
     if run.preview:
         return reporting.preview(output, loaders, classes, console)
     if run.lr_find:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections import Counter
@@ -17,7 +18,10 @@ WISH = "resume-me"  # in a run's folder: it was stopped on request and wants to 
 
 
 def folder(recipe: Recipe) -> Path:
-    """The path of the run's folder; nothing is made yet. It must be new or empty, or with `--resume` a run's."""
+    """The path of the run's folder; nothing is made yet. It must be new or empty, or with `--resume` a run's.
+
+    A path that `--output` does not name holds the time, and `begin` numbers it where another run has it.
+    """
     if recipe.run.resume and not recipe.run.output:
         raise UserError("--resume needs --output: the folder of the run to go on with.")
     output = (
@@ -29,34 +33,69 @@ def folder(recipe: Recipe) -> Path:
     if recipe.run.resume:
         if not (output / "config.json").exists():
             raise UserError(f"--resume: {output} is no run's folder. Name one with --output, or leave --resume out.")
-    elif filled:
-        raise UserError(f"--output {output} exists already. Name a new folder, or go on with it: --resume.")
+    elif filled and recipe.run.output:
+        raise _taken(output)
     return output
 
 
-def begin(recipe: Recipe, output: Path, settings: dict[str, Any], found: Any, accelerator: Any, console: Any) -> Any:
-    """Make or clean up the folder, write config.json, start the tracker and say where everything goes."""
-    from finetune import resume, tracking
+def _taken(output: Path) -> UserError:
+    return UserError(f"--output {output} exists already. Name a new folder, or go on with it: --resume.")
+
+
+def claim(output: Path, named: bool) -> Path:
+    """Make the folder of a new run, with plots/ in it, and give its path: of runs that begin at once, one has it.
+
+    For the next, a folder that `--output` names is a `UserError`; any other name gets a number.
+    """
+    for number in itertools.count(1):
+        path = output if number == 1 else output.with_name(f"{output.name}-{number}")
+        try:
+            path.mkdir(parents=True, exist_ok=named)
+            (path / "plots").mkdir()  # only one run can make it in a folder that was there, empty
+            return path
+        except FileExistsError as error:
+            if named:
+                raise _taken(output) from error
+
+
+def begin(
+    recipe: Recipe, output: Path, settings: dict[str, Any], found: Any, accelerator: Any, console: Any
+) -> tuple[Path, Any]:
+    """Make or clean up the folder, write config.json, start the tracker and say where everything goes.
+
+    Gives the folder, the same for all processes, and the tracker.
+    """
+    from finetune import hardware, resume, tracking
     from finetune.tracker import Tracker
 
     accelerator.wait_for_everyone()  # all have seen that the folder is new
-    if accelerator.is_main_process:
+
+    def make() -> Path:
+        path = output
         try:
-            (output / "plots").mkdir(parents=True, exist_ok=True)
-            tracking.write_json(output / "config.json", settings)
+            if recipe.run.resume:
+                (output / "plots").mkdir(parents=True, exist_ok=True)
+            else:
+                path = claim(output, bool(recipe.run.output))
+            tracking.write_json(path / "config.json", settings)
             # Lines behind the checkpoint will be written again.
             lines = [json.dumps(line) + "\n" for line in (found.progress.history if found else [])]
             if recipe.run.resume:
                 tracking.write_text(output / "metrics.jsonl", "".join(lines))
             for leftover in (WISH, "summary.json"):
-                (output / leftover).unlink(missing_ok=True)
+                (path / leftover).unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"--output {output} cannot be written: {error.strerror}.") from error
+        return path
+
+    output = hardware.from_main(accelerator, make)
+    accelerator.project_configuration.project_dir = str(output)
+    accelerator.project_configuration.logging_dir = str(output / recipe.run.tracker)
     tracker = Tracker(accelerator, recipe, settings, output, found.progress.tracker if found else "")
     if recipe.run.resume:
         console.print(f"\n{resume.told(output, found, settings)}", soft_wrap=True)
     console.print(f"\n{tracker.state}\nThe run's folder is {output}\n", soft_wrap=True)
-    return tracker
+    return output, tracker
 
 
 def stopped(output: Path, checkpoint: Path, why: str, accelerator: Any, tracker: Any, console: Any) -> None:
