@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,6 +46,14 @@ class ImageSet:
             found.update(repr((name, split.labels)).encode())
             if len(split.items) and isinstance(split.items[0], str | Path):
                 found.update(repr([Path(item).name for item in split.items]).encode())
+        return found.hexdigest()[:16]
+
+    def sizes(self) -> str:
+        """A digest of the image files' sizes in bytes, in their order: files that were moved keep it."""
+        found = hashlib.sha256()
+        for split in self.splits.values():
+            if len(split.items) and isinstance(split.items[0], str | Path):
+                found.update(repr([state.st_size for state in map(os.stat, split.items)]).encode())
         return found.hexdigest()[:16]
 
 

@@ -17,7 +17,9 @@ MAY_CHANGE = (
     *("data", "data_root", "workers", "eval_batch_size", "accumulate", "num_processes", "device", "compile"),
     *("cache_dir", "cache_gb", "cache_images", "log_every", "log_model"),
 )
-UNTOLD = ("versions", "git_commit", "resume")
+# What is no setting. Of it, what the last bits of a result depend on is told.
+UNTOLD = ("versions", "threads", "image_sizes", "git_commit", "resume")
+EXACT = ("torch", "torchvision", "accelerate", "numpy", "pillow")
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -38,6 +40,17 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
             f"all), or start anew with another --output."
         )
     return told(differing)
+
+
+def inexact(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs besides the settings so that the result cannot be the same to the byte; an older run may not say."""
+    versions = before.get("versions", {})
+    pairs = [(name, versions.get(name), now["versions"][name]) for name in EXACT]
+    pairs.append(("threads", before.get("threads"), now["threads"]))
+    found = [f"{name} {old} → {new}" for name, old, new in pairs if old is not None and old != new]
+    if before.get("image_sizes", now["image_sizes"]) != now["image_sizes"]:
+        found.append("image files of other sizes under the same names")
+    return found
 
 
 def find(output: Path, settings: dict[str, Any], accelerator: Accelerator) -> checkpoint.Found | None:
@@ -70,4 +83,6 @@ def told(output: Path, found: checkpoint.Found | None, settings: dict[str, Any])
     lines += [f"Skipped and removed {path.name}, which is damaged: {wrong}" for path, wrong in found.damaged.items()]
     if differing := changes(found.settings, settings):
         lines.append(f"Changed since: {', '.join(differing)}")
+    if differing := inexact(found.settings, settings):
+        lines.append(f"Not to the byte what it would have been, since these differ: {', '.join(differing)}")
     return "\n".join(lines)

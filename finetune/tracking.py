@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from finetune.archs import depth_name
@@ -40,9 +41,11 @@ def config(recipe: Recipe, imageset: ImageSet, accelerator: Accelerator) -> dict
         **json.loads(json.dumps(flat)),  # as it will be read again: tuples are lists
         "classes": imageset.classes,
         "images": imageset.fingerprint(),
+        "image_sizes": imageset.sizes(),
         "num_processes": accelerator.num_processes,
         "device": accelerator.device.type,
         "mixed_precision": accelerator.mixed_precision,
+        "threads": torch.get_num_threads(),
         "versions": versions,
         "git_commit": _commit(),
     }

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from accelerate import Accelerator, debug_launcher
 from conftest import Started, metrics, reset_accelerate, write_images
 from safetensors.torch import load_file
 
-from finetune import checkpoint, resume
+from finetune import checkpoint, durable, resume
 
 # Everything that has a state: phases, momentum, dropout, BatchNorm, an average, accumulation, workers, augmentation.
 STATEFUL = (
@@ -172,6 +173,49 @@ def test_what_would_make_it_another_run_is_refused_and_nothing_is_touched(train,
     assert train("--epochs", "1", *rate, *flags, *place, "--resume")[0] == 2
     assert message in capsys.readouterr().err
     assert before == {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+
+
+def test_what_keeps_a_result_from_being_the_same_to_the_byte_is_told(train, tmp_path, monkeypatch, capsys):
+    write_images(tmp_path / "data" / "train", 3)
+    write_images(tmp_path / "data" / "val", 2)
+    code, output = train(data=tmp_path / "data")
+    assert code == 0
+    assert {"threads", "image_sizes"} <= json.loads((output / "config.json").read_text()).keys()
+
+    def told(*epochs: str) -> list[str]:
+        capsys.readouterr()
+        assert train("--resume", "--output", str(output), *epochs, data=tmp_path / "data")[0] == 0
+        lines = capsys.readouterr().out.splitlines()
+        return [line.partition("differ: ")[2] for line in lines if line.startswith("Not to the byte")]
+
+    assert told() == []
+    write_images(tmp_path / "new", 3, seed=7)
+    shutil.copytree(tmp_path / "new", tmp_path / "data" / "train", dirs_exist_ok=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    monkeypatch.setattr("finetune.tracking.version", lambda package: {"numpy": "0.1"}.get(package) or version(package))
+    differing = f"numpy {version('numpy')} → 0.1, threads {threads} → {threads + 1}, image files of other sizes"
+    # Without a new epoch no new checkpoint is written: the old one is told of again.
+    assert told() == [f"{differing} under the same names"]
+    assert told("--epochs", "3") == [f"{differing} under the same names"]
+    assert told("--epochs", "3") == [], "all of it is that of the newest checkpoint"
+
+
+def test_a_checkpoint_that_does_not_say_its_threads_and_images_is_resumed(train, capsys):
+    code, output = train()
+    assert code == 0
+    newest = max((output / "checkpoints").iterdir())
+    state = json.loads((newest / "state.json").read_text())
+    for key in ("threads", "image_sizes", "versions"):
+        del state["settings"][key]
+    (newest / "state.json").write_text(json.dumps(state))
+    (newest / durable.SUMS).unlink()
+    durable.write_sums(newest, {})
+    assert train("--resume", "--output", str(output))[0] == 0
+    said = capsys.readouterr().out
+    assert f"Going on from {newest}" in said
+    assert "Not to the byte" not in said
+    assert "damaged" not in said
 
 
 class Unpicklable(Exception):
