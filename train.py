@@ -180,7 +180,7 @@ def main(arguments: list[str]) -> int:
     if main_process:
         progress.seconds = time.perf_counter() - began
         result = tracking.summary(progress, training.epochs, scores, loaders, accelerator)
-        reporting.end(output, result, history, scores["val"], loaders, classes, tracker, console, charts)
+        reporting.end(output, result, history, scores["val"], loaders, classes, tracker, console, charts, training)
     checkpoints.finish()
     tracker.finish()
     return 0

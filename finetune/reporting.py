@@ -12,7 +12,7 @@ from typing import Any
 
 from finetune import beside, limits
 from finetune.errors import UserError
-from finetune.recipe import Recipe
+from finetune.recipe import Recipe, Training
 
 WISH = "resume-me"  # in a run's folder: it was stopped on request and wants to be resumed
 
@@ -140,6 +140,7 @@ def end(
     tracker: Any,
     console: Any,
     charts: beside.Beside | None,
+    training: Training,
 ) -> None:
     """Write summary.json, draw the pictures and say what came out; `scores` are the best epoch's. Main process only."""
     from finetune import analysis, card, plots, runs, terminal, tracking
@@ -154,4 +155,4 @@ def end(
     except Exception as error:  # a picture is not worth a result
         console.print(f"The pictures could not all be drawn ({type(error).__name__}: {error}).", soft_wrap=True)
     tracker.log_end(history[-1]["step"], result, output, scores, loaders["val"].dataset, classes)
-    console.print(terminal.ending(result, output), soft_wrap=True)
+    console.print(terminal.ending(result, output, training), soft_wrap=True)

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader
 
+from finetune.recipe import Training
+
 
 def make_console(main_process: bool) -> Console:
     """The console of a run: silent but on the main process, at least 100 columns wide in a log file."""
@@ -35,12 +37,22 @@ def epoch_line(line: dict[str, Any], epochs: int, improved: bool) -> str:
     )
 
 
-def ending(result: dict[str, Any], output: Path) -> str:
-    """The last words of a run, from its summary."""
-    run = result["epochs_run"]
+def ending(result: dict[str, Any], output: Path, training: Training) -> str:
+    """The last words of a run, from its summary and from what chose its best epoch."""
+    by_loss = training.best_by == "loss"
     why = ""
     if result["stopped_early"]:
-        why = f"Stopped early, after {run} epochs: no better for --patience epochs.\n"
+        least = f" by {training.min_delta:g}" if training.min_delta else ""
+        why = (
+            f"Stopped early, after {result['epochs_run']} epochs: validation {training.best_by} was not "
+            f"{'lower' if by_loss else 'higher'}{least} for {training.patience} epochs (--patience).\n"
+        )
+    accuracy = f"{result['best_val_accuracy']:.4f}"
+    best = (
+        f"Lowest validation loss {result['best_val_loss']:.4f} (accuracy {accuracy})"
+        if by_loss
+        else f"Best validation accuracy {accuracy}"
+    )
     tested = (
         f"Test accuracy of that model: {result['test_accuracy']:.4f}."
         if "test_accuracy" in result
@@ -48,7 +60,6 @@ def ending(result: dict[str, Any], output: Path) -> str:
         f"A test/ split would tell."
     )
     return (
-        f"\n{why}Best validation accuracy {result['best_val_accuracy']:.4f} in epoch {result['best_epoch']}, "
-        f"after {result['total_seconds']:.0f} s in all.\n{tested}\n"
+        f"\n{why}{best} in epoch {result['best_epoch']}, after {result['total_seconds']:.0f} s in all.\n{tested}\n"
         f"Model     {output / 'model'}\nPictures  {output / 'plots'}\nNumbers   {output / 'metrics.jsonl'}"
     )
