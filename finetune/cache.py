@@ -156,23 +156,27 @@ def describe(phases: list[Phase], counts: dict[str, int], place: Path) -> str:
 
 
 def savings(phases: list[Phase], counts: dict[str, int]) -> tuple[float, float]:
-    """By what factor the arithmetic of a run falls: the first time, and when all activations are there already.
+    """By what factor the arithmetic of a run falls: the first time, and when all activations are there already."""
+    without, first, later = arithmetic(phases, counts, next(phase.cut for phase in phases if phase.cut).flops)
+    return without / max(first, 1), without / max(later, 1)
 
-    A backward pass counts as two forward passes.
+
+def arithmetic(phases: list[Phase], counts: dict[str, int], flops: int) -> tuple[int, int, int]:
+    """Floating-point operations of a run: with nothing kept, the first time, and when all activations are there.
+
+    `flops` are those of the whole network for one image, forwards; a backward pass counts as two forward passes.
     """
-    known = next(phase.cut for phase in phases if phase.cut)
-    all_of_it = known.prefix_flops + known.suffix_flops
     without = first = later = 0
     for phase in phases:
         prefix = phase.cut.prefix_flops if phase.cut else 0
-        suffix = all_of_it - prefix
+        suffix = flops - prefix
         rest = len(phase.epochs) * (3 * suffix * counts["train"] + suffix * counts["val"])
         every = {name: len(phase.epochs) * prefix * counts[name] for name in ("train", "val")}
         once = {"train": phase.views * prefix * counts["train"], "val": prefix * counts["val"]}
         without += rest + sum(every.values())
         first += rest + sum((once if name in phase.splits else every)[name] for name in every)
         later += rest + sum(0 if name in phase.splits else every[name] for name in every)
-    return without / max(first, 1), without / max(later, 1)
+    return without, first, later
 
 
 def limit(recipe: Recipe, accelerator: Accelerator) -> int:

@@ -42,6 +42,11 @@ class Cut:
     """The same of the rest, forwards only."""
 
     @property
+    def flops(self) -> int:
+        """Of the whole network, forwards, for one image."""
+        return self.prefix_flops + self.suffix_flops
+
+    @property
     def values(self) -> int:
         """Numbers in one image's tensor."""
         return math.prod(self.shape)

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -17,6 +18,7 @@ from rich.text import Text
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 
 from finetune import cache, data, errors, freezing, hardware
 from finetune.archs import Preprocess, depth_name, parameter_depths
@@ -154,7 +156,13 @@ def make(
     share = -(-min(training.batch_size, counts["train"]) // parts)
     shape = (share, net.in_channels, preprocess.crop, preprocess.crop)
     freezing.set_phase(model, stages, rates, epoch=training.epochs - 1)  # when most is trained
-    need = memory(model, shape, classes, training.optimizer, accelerator.mixed_precision)
+    known = next((phase.cut for phase in caches.phases if phase.cut), None)
+    with nullcontext() if known else FlopCounterMode(display=False) as counter:
+        need = memory(model, shape, classes, training.optimizer, accelerator.mixed_precision)
+    flops = known.flops if known else counter.get_total_flops() // share
+    # Without a cut it is not known what of the frozen part is spared the backward pass.
+    at_most = any(not phase.cut and phase.epochs.start < freezing.frozen_epochs(rates) for phase in caches.phases)
+    _, arithmetic, _ = cache.arithmetic(caches.phases, counts, flops)
     freezing.set_phase(model, stages, rates, epoch=0)
     free = hardware.free_memory(accelerator.device)
     batchnorm = freezing.trains_batchnorm(model, stages, rates)
@@ -171,6 +179,9 @@ def make(
         "updates": f"{training.epochs} epochs × {updates_per_epoch} = {training.epochs * updates_per_epoch}, "
         f"each of {training.batch_size} images"
         + (f" in {training.accumulate} parts" if training.accumulate > 1 else ""),
+        "arithmetic": f"{'at most' if at_most else 'about'} {in_flops(arithmetic)} in all"
+        + (" where nothing is kept yet" if any(phase.splits for phase in caches.phases) else "")
+        + f"; {in_flops(flops)} per image forwards",
         "optimizer": f"{training.optimizer}, {training.schedule} schedule, {training.warmup:.0%} warm-up, "
         + (f"gradients clipped at {training.clip_norm:g}" if training.clip_norm else "no clipping"),
         "precision": f"{precision}, {'channels-last' if recipe.run.channels_last else 'channels-first'}",
@@ -272,3 +283,11 @@ def show(plan: Plan) -> Group:
 def in_words(size: int) -> str:
     """Bytes as MiB or GiB."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.3g} MiB"
+
+
+def in_flops(count: int) -> str:
+    """Floating-point operations as GFLOP, TFLOP or PFLOP."""
+    for size, unit in ((1e15, "PFLOP"), (1e12, "TFLOP")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count / 1e9:.3g} GFLOP"

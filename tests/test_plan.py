@@ -4,10 +4,11 @@ from functools import partial
 
 import pytest
 
-from finetune import data, plan
+from finetune import data, make_plan, make_recipe, plan
 from finetune.recipe import Training
 
 GIB = 2**30
+RESNET18 = 2 * 1.814  # GFLOP: twice the multiplications that torchvision states, of an image of 224 pixels
 
 
 def advised(count, batch_size, accumulate=1, processes=1, batchnorm=True, activations=10 * GIB, free=5 * GIB):
@@ -46,3 +47,24 @@ def test_the_plan_says_of_what_images_batchnorm_takes_its_statistics(train, caps
         assert said in shown
     else:
         assert "statistics are" not in shown
+
+
+@pytest.mark.parametrize(
+    ("recipe", "flags", "expected", "words"),
+    [
+        ("finetune", {}, 4 * (3 * 21 + 9) * RESNET18, "about"),
+        # The features of one view are computed once; what is then trained is too small to be seen.
+        ("feature_extractor", {"views": 1}, (21 + 9) * RESNET18, "about"),
+        # Head alone, then everything.
+        ("linear_then_finetune", {"head_epochs": 2, "views": 1}, (30 + 2 * (3 * 21 + 9)) * RESNET18, "about"),
+        ("feature_extractor", {"cache_gb": 0}, 4 * (3 * 21 + 9) * RESNET18, "at most"),
+    ],
+)
+def test_the_plan_says_the_arithmetic_of_a_run(image_folder, tmp_path, recipe, flags, expected, words):
+    given = {"cache_gb": 1, "model": "resnet18", "weights": "none", "epochs": 4, **flags}
+    plan = make_plan(make_recipe(recipe, data=str(image_folder), cache_dir=tmp_path, **given))
+    said = plan.facts["arithmetic"].split()
+    assert " ".join(said[: len(words.split())]) == words
+    value, unit = said[len(words.split()) :][:2]
+    assert float(value) * {"GFLOP": 1, "TFLOP": 1e3}[unit] == pytest.approx(expected, rel=0.01)
+    assert said[-5:-1] == ["3.63", "GFLOP", "per", "image"]
