@@ -162,6 +162,8 @@ def main(arguments: list[str]) -> int:
             if improved:
                 artifact.save(output / "model", checkpoints.best_state(), net, classes, preprocess, line)
         console.print(terminal.epoch_line(line, training.epochs, improved))
+        if warning := terminal.collapse(history, rates, len(scores.labels), pairs):
+            console.print(warning, soft_wrap=True)
         progress.move(epoch + 1, done, torch.zeros_like(sums), time.perf_counter(), began)
         checkpoints.save(progress, optional=True)
 

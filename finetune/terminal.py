@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader
 
-from finetune.recipe import Training
+from finetune.recipe import Rate, Training
 
 
 def make_console(main_process: bool) -> Console:
@@ -34,6 +35,26 @@ def epoch_line(line: dict[str, Any], epochs: int, improved: bool) -> str:
         f"train loss {line['train_loss']:.4f} acc {line['train_accuracy']:.4f}  "
         f"val loss {line['val_loss']:.4f} acc {line['val_accuracy']:.4f}  "
         f"{line['seconds']:.1f} s{'  best' if improved else ''}"
+    )
+
+
+def collapse(history: list[dict[str, Any]], rates: list[Rate | None], images: int, batchnorm: bool) -> str:
+    """A warning where the last epoch began to train further depths and its validation accuracy fell clearly, else "".
+
+    Clearly: by more than two binomial standard errors of so many validation images. `history` holds the lines of
+    metrics.jsonl.
+    """
+    epoch = len(history)
+    if epoch < 2 or not any(rate and rate.start == epoch - 1 for rate in rates):
+        return ""
+    before, now = (line["val_accuracy"] for line in history[-2:])
+    mean = (before + now) / 2
+    if before - now <= 2 * math.sqrt(mean * (1 - mean) / images):
+        return ""
+    larger = ", or a larger --batch-size: BatchNorm is trained on its statistics" if batchnorm else ""
+    return (
+        f"Validation accuracy fell from {before:.4f} to {now:.4f} in epoch {epoch}, which began to train further "
+        f"depths. Try a lower --lr (or --body-scale, --decay, where the recipe has it){larger}."
     )
 
 
