@@ -32,7 +32,7 @@ LAYERS = (
         "signals",
     },
     {"checks", "imagesets", "folders", "tables", "arrays", "named", "starter"},
-    {"recipe", "archs", "errors", "checked", "entry", "launcher", "limits", "beside", "figures", "palette"},
+    {"recipe", "archs", "errors", "checked", "entry", "launcher", "limits", "beside", "figures", "palette", "helptext"},
 )
 
 

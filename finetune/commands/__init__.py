@@ -12,6 +12,7 @@ from typing import TypeVar
 import tyro
 
 from finetune.errors import UserError
+from finetune.helptext import with_help
 
 Options = TypeVar("Options")
 
@@ -19,7 +20,7 @@ Options = TypeVar("Options")
 def parse(kind: type[Options], verb: str, arguments: list[str]) -> Options:
     """The options that a command line gives. Prints help or a wrong flag's error itself and exits, with 0 or 2."""
     return tyro.cli(
-        kind,
+        with_help(kind),
         args=arguments,
         prog=f"python -m finetune {verb}",
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),

@@ -18,7 +18,8 @@ import tyro
 
 from finetune.checks import resolve
 from finetune.errors import UserError, unknown
-from finetune.recipe import Rate, Recipe
+from finetune.helptext import paragraphs, with_help
+from finetune.recipe import Depths, Images, Net, Rate, Recipe, Run, Training
 
 NAMES = sorted(module.name for module in pkgutil.iter_modules(__path__))
 
@@ -48,13 +49,15 @@ def from_command_line(arguments: list[str]) -> Recipe:
         elif word.startswith("--recipe="):
             name = word.removeprefix("--recipe=")
     module = load(name)
-    description = f"{module.__doc__}\nRecipes: {', '.join(NAMES)}. Every flag below overrides the recipe's own default."
+    known = f"Recipes: {', '.join(NAMES)}. Every flag below overrides the recipe's own default."
+    for section in (Net, Images, Training, Depths, Run):
+        with_help(section)
     recipe = tyro.cli(
-        Recipe,
+        with_help(Recipe),
         args=arguments,
         default=module.SETTINGS,
         prog="train.py",
-        description=description,
+        description=f"{paragraphs(module.__doc__)}\n\n{known}",
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
         compact_help=False,
         console_outputs=os.environ.get("RANK", "0") == "0",
