@@ -373,7 +373,7 @@ def test_every_flag_that_is_named_exists(capsys):
 @pytest.mark.xfail(strict=True, reason="the code is not in packages yet; remove this mark when it is")
 def test_the_architectures_table_names_every_module():
     text, named = TEXTS[ROOT / "docs" / "architecture.md"], set()
-    for package, modules in re.findall(r"^\| `([\w.]+/?)` \| ([^|]*) \|", text, re.M):
+    for package, modules in re.findall(r"^\| `([\w.]+/?)` \|([^|]*)\|", text, re.M):
         inside = {path.stem for path in (ROOT / "finetune" / package).glob("*.py")} - {"__init__"}
         told = set(re.findall(r"`(\w+)`", modules))
         assert (ROOT / "finetune" / package).exists(), package
