@@ -192,6 +192,22 @@ def train(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network computes in float64, in forked processes too; what a run shows and scores stays in float32."""
+    from finetune import evaluate, samples, surgery
+
+    build, to_input = surgery.build, samples.to_input
+
+    def double(*arguments):
+        model, *rest = build(*arguments)
+        return model.double(), *rest
+
+    monkeypatch.setattr(surgery, "build", double)
+    for module in (samples, evaluate):
+        monkeypatch.setattr(module, "to_input", lambda *arguments: to_input(*arguments).double())
+
+
 def metrics(output: Path) -> list[dict]:
     """metrics.jsonl without its times."""
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]

@@ -18,6 +18,7 @@ FLAGS = (
 )
 
 
+@pytest.mark.usefixtures("float64")
 def test_any_number_of_processes_and_parts_ends_with_the_weights_of_one(start):
     alone = start("alone", *FLAGS)
     assert alone.wait() == [0], alone.said
@@ -33,7 +34,9 @@ def test_any_number_of_processes_and_parts_ends_with_the_weights_of_one(start):
         newest = load_file(next(run.output.glob("checkpoints/*/model.safetensors")))
         for key, value in moved.items():
             worst = (newest[key] - value).abs().max() / value.abs().max()
-            assert worst < 1e-5, (processes, parts, key, worst)
+            # Rounding in float64, from where sums are taken apart: 1e-14 on any processor. (In float32 it is 1e-6 to
+            # 1e-5, by the instruction set.) What is not rounding is far above.
+            assert worst < 1e-12, (processes, parts, key, worst)
         seen += 1
     assert seen == 5
 

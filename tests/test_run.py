@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from finetune import checkpoint, evaluate, loss, recipes, samples, surgery
+from finetune import checkpoint, loss, recipes
 
 PICTURES = ("augmentations", "calibration", "confusion", "curves", "per_class", "predictions", "top_losses")
 
@@ -108,20 +108,6 @@ GOLDEN = {
     "scratch": [1.1028692, 1.0911692, 1.0705869],
     "vgg_cifar10": [1.0988269, 1.0988169, 1.0984952],
 }
-
-
-@pytest.fixture
-def float64(monkeypatch):
-    """The network computes in float64."""
-    build, to_input = surgery.build, samples.to_input
-
-    def double(*arguments):
-        model, *rest = build(*arguments)
-        return model.double(), *rest
-
-    monkeypatch.setattr(surgery, "build", double)
-    for module in (samples, evaluate):
-        monkeypatch.setattr(module, "to_input", lambda *arguments: to_input(*arguments).double())
 
 
 @pytest.mark.usefixtures("float64")
