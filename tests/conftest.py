@@ -110,6 +110,8 @@ class Started:
         os.dup2(log, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
         if processes > 1:
+            # As launchers do: threads of several processes that wait for one core each take many times as long.
+            torch.set_num_threads(max(1, torch.get_num_threads() // processes))
             os.environ |= {
                 **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)},
                 **{"LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
