@@ -3,186 +3,150 @@
     accelerate launch train.py --recipe feature_extractor                 # built-in images and weights, no network
     accelerate launch train.py --recipe finetune --data path/to/folder --model resnet18
 
-It reads straight down: settings, network and images, plan, optimizer, loop.
+Reads straight down: settings, data and network, plan, optimizer, loop, end.
 """
 
-import time
-from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
+from itertools import islice
 
-from finetune import archs, entry, imagesets, launcher, recipes, reporting
-from finetune.checks import period
+from finetune import recipes
+from finetune.config.bounds import period
+from finetune.data import readers
 from finetune.errors import STOPPED
+from finetune.reporting import run_folder
+from finetune.runtime import entry, launcher
+from finetune.training.state import State, Stopwatch
 
 
 def main(arguments: list[str]) -> int:
-    """Train as the command line says; the exit code."""
-    # ---- settings: what a user can get wrong is told before torch is imported ----------------------------------------
-    began = time.perf_counter()
+    """Train as the command line says. Returns the exit code."""
+    # ---- settings: mistakes are reported before torch is imported, which takes seconds -------------------------------
+    clock = Stopwatch()
     launcher.end_with_parent()
     recipe = recipes.from_command_line(arguments)
-    net, images, training, run = recipe.net, recipe.images, recipe.training, recipe.run
-    family, output = archs.find(net.model), reporting.folder(recipe)
-    charts = reporting.charts(recipe)
-    imageset = imagesets.read(images, net.in_channels, run.seed)
-    classes = imageset.classes
+    training, run = recipe.training, recipe.run
+    output = run_folder.choose(recipe)
+    imageset = readers.read(recipe.images, recipe.net.in_channels, run.seed)
+    classes, labels = imageset.classes, imageset.splits["train"].labels
 
-    with entry.imports():
+    with entry.ctrl_c_kills():
         import torch
 
-        from finetune import (
-            artifact,
-            checkpoint,
-            data,
-            ema,
-            feeds,
-            freezing,
-            groups,
-            hardware,
-            loss,
-            noise,
-            plan,
-            resume,
-            schedule,
-            signals,
-            surgery,
-            terminal,
-            tracking,
-        )
-        from finetune.evaluate import evaluate
-        from finetune.samples import to_input
+        from finetune.data.loader import make_loaders
+        from finetune.features.feed import Feeds
+        from finetune.models import metadata, model_folder, network
+        from finetune.reporting import plan, records, results, startup, terminal
+        from finetune.runtime import devices
+        from finetune.runtime.progress import progress
+        from finetune.training import ema, resume, schedule
+        from finetune.training.checkpoint import Checkpoints
+        from finetune.training.evaluation import evaluate
+        from finetune.training.interrupts import Interrupts, Stopped
+        from finetune.training.param_groups import make_optimizer
+        from finetune.training.step import TrainingStep, zero_sums
 
-    accelerator, precision = hardware.make_accelerator(run.precision, run.tracker, output)
-    main_process, device, processes = accelerator.is_main_process, accelerator.device, accelerator.num_processes
+    accelerator, precision = devices.make_accelerator(run.precision, run.tracker, output)
+    main_process, device = accelerator.is_main_process, accelerator.device
     console = terminal.make_console(main_process)
 
-    # ---- network and images ------------------------------------------------------------------------------------------
-    settings = tracking.config(recipe, imageset, accelerator)
-    found = resume.find(output, settings, accelerator) if run.resume else None
+    # ---- data and network --------------------------------------------------------------------------------------------
+    config = records.config(recipe, imageset, accelerator)
+    found = resume.find(output, config, accelerator) if run.resume else None
     torch.manual_seed(run.seed)
-    with accelerator.local_main_process_first():  # one download for all processes
-        model, preprocess, stages = surgery.build(net, len(classes), run.plan, found and found.preprocess)
-    rates = recipes.rates(recipe, len(stages))
-    pairs, start_frozen = freezing.trains_batchnorm(model, stages, rates), freezing.frozen_epochs(rates)
-    loaders = data.make_loaders(imageset.splits, preprocess, recipe, accelerator, pairs, start_frozen)
-    batches, train_count = loaders["train"].batch_sampler, len(loaders["train"].dataset)
+    with devices.local_main_first(accelerator):  # one download for all processes
+        net = network.build(recipe, len(classes), empty=run.plan, restored=found and found.preprocess)
+    batchnorm, frozen_epochs = net.trains_batchnorm(), net.frozen_epochs()
+    loaders = make_loaders(imageset.splits, net.preprocess, recipe, accelerator, batchnorm, frozen_epochs)
+    sampler = loaders["train"].batch_sampler
 
     # ---- plan --------------------------------------------------------------------------------------------------------
-    whole, caches = plan.make(recipe, model, stages, rates, preprocess, imageset, loaders, accelerator, precision)
-    model = hardware.share_batchnorm(model, accelerator) if run.sync_bn else model  # takes no meta tensors
-    console.print(plan.as_json(whole) if run.json else plan.show(whole), soft_wrap=run.json)
+    planned = plan.make(recipe, net, imageset, loaders, accelerator, precision)
+    console.print(plan.as_json(planned) if run.json else plan.show(planned), soft_wrap=run.json)
     if run.plan:
         return 0
-    output, tracker = reporting.begin(recipe, output, settings, found, accelerator, console)
+    output, tracker = startup.begin(recipe, output, config, found, accelerator, console)
     if run.preview:
-        return reporting.preview(output, loaders, classes, console)
+        return startup.preview(output, loaders, classes, console)
     if run.lr_find:
-        from finetune import lr_find  # late: it draws, and matplotlib would delay every run
+        return startup.find_lr(recipe, net, loaders["train"], len(classes), accelerator, output, console)
 
-        return lr_find.run(recipe, output, model, stages, rates, preprocess, loaders, classes, accelerator, console)
+    charts = results.ChartProcess(output) if main_process else None  # imports matplotlib while the network trains
 
-    # ---- optimizer, and all else that a checkpoint holds -------------------------------------------------------------
-    model.to(device, memory_format=torch.channels_last if run.channels_last else torch.contiguous_format)
-    optimizer = accelerator.prepare(groups.make_optimizer(model, stages, rates, training, family, accelerator.scaler))
-    average, kept = ema.make_average(model, training.ema)
-    lr_factor = schedule.make_schedule(training, batches.updates)
-    criterion = loss.make_criterion(training, imageset.splits["train"].labels, len(classes), family.aux_weight, device)
-    dropout = noise.Noise(model, run.seed)
-    frozen = freezing.unchanging(model, stages, rates)
-    about = {"settings": settings, "preprocess": asdict(preprocess)}
-    checkpoints = checkpoint.Checkpoints(
-        output / "checkpoints", run.keep_checkpoints, accelerator, model, optimizer, average, frozen, about
-    )
-    progress = checkpoints.load(found) if found else checkpoint.Progress(tracker=tracker.identity)
-    if main_process and progress.best:  # what is there may be newer, or half renamed
-        artifact.save(output / "model", checkpoints.best_state(), net, classes, preprocess, progress.best)
-    began, history, best_scores, stopped = began - progress.seconds, progress.history, None, False
-    requests = signals.Requests(accelerator, *period(run.checkpoint_every))
-    shown = partial(terminal.progress, console=console)
-    source = feeds.Feeds(caches, recipe, model, kept, preprocess, loaders, accelerator, shown, requests.stop)
+    # ---- optimizer and state -----------------------------------------------------------------------------------------
+    net.to(accelerator, run.channels_last, run.sync_bn)
+    optimizer = accelerator.prepare(make_optimizer(net, training, accelerator.scaler))
+    net.average = ema.make_average(net.model, training.ema)
+    train_step = TrainingStep(recipe, net, optimizer, labels, len(classes), accelerator)
+    lr_factor = schedule.make_schedule(training, sampler.steps)
 
-    # ---- loop --------------------------------------------------------------------------------------------------------
-    for epoch in range(progress.epoch, training.epochs):
-        if schedule.should_stop(history, training):
-            break
-        done, epoch_began = progress.done, time.perf_counter() - progress.epoch_seconds
-        sums = torch.tensor(progress.sums, dtype=hardware.widest(device), device=device)  # loss, right answers
-        freezing.set_phase(model, stages, rates, epoch)
-        batches.start_at(epoch, done - epoch * batches.updates)
-        if (fed := source.at(epoch)) is None:
-            stopped = True
-            break
-        feed, val = fed  # images to the net, or activations to what follows its frozen start
-        for number, batch in enumerate(shown(feed.loader, f"epoch {epoch + 1}/{training.epochs}"), 1):
-            last = number % training.accumulate == 0  # part of its update
-            x = to_input(batch.images, feed.preprocess, device, run.channels_last)  # (N, C, H, W)
-            labels, shares, others, mix = batch.targets(device)  # (N,)
-            dropout.at(done, batch.places.to(device, non_blocking=True), batches.largest)
-            with nullcontext() if last else accelerator.no_sync(feed.net):
-                logits, losses = criterion(feed.net(x), labels, others, mix)
-                # The shares of a global batch add up to 1 over all processes, whose gradients DDP averages.
-                accelerator.backward((losses * shares).sum() * processes)
-            sums += (torch.stack([losses.detach(), logits.argmax(1) == labels]) * (shares > 0)).sum(1, dtype=sums.dtype)
-            if not last:
-                continue
-            tracker.log_update(done + 1, losses.detach(), shares, model)
-            requests.share()
-            if training.clip_norm:
-                accelerator.clip_grad_norm_(model.parameters(), training.clip_norm)
-            groups.set_rates(optimizer, training.lr * lr_factor(done, history))
-            optimizer.step()
-            optimizer.zero_grad()
-            ema.update(average, model)
-            done += 1
-            stopped, due = requests.agreed(done)
-            if stopped:
+    about = {"settings": config, "preprocess": asdict(net.preprocess)}
+    checkpoints = Checkpoints(output / "checkpoints", run.keep_checkpoints, accelerator, net, optimizer, about)
+    state = checkpoints.load(found) if found else State(zero_sums(device), tracker=tracker.id, run_clock=clock)
+    metadata_of = partial(metadata.of_run, recipe.net, classes, net.preprocess)
+    if main_process and state.best:  # a run that was killed may have left a newer model folder, or none
+        model_folder.save(output / "model", checkpoints.best_state(), metadata_of(state.best))
+
+    interrupts = Interrupts(accelerator, *period(run.checkpoint_every))
+    feeds = Feeds(planned.caching, recipe, net, loaders, accelerator, console, interrupts)
+    estimate = terminal.TimeEstimate(training.epochs * sampler.steps, console)
+    scores = {}  # of the best weights, by split
+
+    try:
+        # ---- loop ----------------------------------------------------------------------------------------------------
+        for epoch in range(state.epoch, training.epochs):
+            if schedule.should_stop(state.history, training):
                 break
-            if due:
-                progress.move(epoch, done, sums, epoch_began, began)
-                checkpoints.save(progress)
-        speed = train_count / (time.perf_counter() - epoch_began)
-        scores = None
-        if not stopped:
-            scores = evaluate(val.net, val.loader, val.preprocess, run.channels_last, accelerator, requests.stop)
-        if scores is None:
-            progress.move(epoch, done, sums, epoch_began, began)
-            stopped = True
-            break
-        means = (accelerator.reduce(sums) / train_count).tolist()
-        seconds = time.perf_counter() - epoch_began
-        line = tracking.epoch_record(epoch, done, optimizer, stages, means, scores, speed, seconds)
-        history.append(line)
-        if improved := tracking.better(line, progress.best, training.best_by):
-            progress.best, best_scores = line, scores
-            checkpoints.keep_best()
-        if main_process:
-            tracking.append_json(output / "metrics.jsonl", line)
-            tracker.log_epoch(line)
-            if improved:
-                artifact.save(output / "model", checkpoints.best_state(), net, classes, preprocess, line)
-        console.print(terminal.epoch_line(line, training.epochs, improved))
-        if warning := terminal.collapse(history, rates, len(scores.labels), pairs):
-            console.print(warning, soft_wrap=True)
-        progress.move(epoch + 1, done, torch.zeros_like(sums), time.perf_counter(), began)
-        checkpoints.save(progress, optional=True)
+            net.set_phase(epoch)
+            train_feed, val_feed = feeds.at(epoch)  # images, or activations of the network's frozen part
+            sampler.start_at(epoch, state.step - epoch * sampler.steps)
 
-    # ---- end ---------------------------------------------------------------------------------------------------------
-    path = checkpoints.save(progress)  # before other weights are loaded: the last epoch's may have been left out
-    scores = {"val": best_scores} if best_scores else {}  # a resumed run may not have seen its best epoch
-    for name in ("val", "test"):
-        if name in loaders and name not in scores and not stopped:
-            kept.load_state_dict(checkpoints.best_state())
-            scores[name] = evaluate(kept, loaders[name], preprocess, run.channels_last, accelerator, requests.stop)
-            stopped = scores[name] is None
-    if stopped:
+            with progress(train_feed.loader, f"epoch {epoch + 1}/{training.epochs}", console) as micro_batches:
+                for step in range(state.step, (epoch + 1) * sampler.steps):
+                    interrupts.exchange()
+                    lr = training.lr * lr_factor(step, state.history)
+                    result = train_step(train_feed, islice(micro_batches, training.accumulate), step, lr)
+                    state.finish_step(result.sums)
+                    tracker.log_step(state.step, result)
+                    estimate.update(state.step)
+                    if interrupts.checkpoint_due(state.step):  # raises Stopped
+                        checkpoints.save(state)
+
+            seconds = state.epoch_clock.seconds
+            val_scores = evaluate(val_feed, accelerator, run.channels_last, interrupts.raise_if_stopped)
+            record = records.epoch_record(state, optimizer, len(net.stages), val_scores, accelerator, seconds)
+            if improved := state.finish_epoch(record, training.best_by):
+                scores["val"] = val_scores
+                checkpoints.keep_best()
+            if main_process:
+                run_folder.append_record(output, record)
+                tracker.log_epoch(record)
+                if improved:
+                    model_folder.save(output / "model", checkpoints.best_state(), metadata_of(record))
+            console.print(terminal.epoch_line(record, training.epochs, improved))
+            if warning := terminal.collapse(state.history, net.rates, len(loaders["val"].dataset), batchnorm):
+                console.print(warning, soft_wrap=True)
+            checkpoints.save(state, optional=True)
+
+        # ---- end -----------------------------------------------------------------------------------------------------
+        checkpoints.save(state)  # the last epoch's may have been skipped, and now other weights are loaded
+        for name in ("val", "test"):
+            if name in loaders and name not in scores:  # a resumed run may not have seen its best epoch
+                net.evaluated.load_state_dict(checkpoints.best_state())
+                feed = feeds.images(name)
+                scores[name] = evaluate(feed, accelerator, run.channels_last, interrupts.raise_if_stopped)
+
+    except Stopped:
+        path = checkpoints.save(state)
         checkpoints.finish()
-        reporting.stopped(output, path, requests.asked_by, accelerator, tracker, console)
+        results.report_stop(output, path, interrupts.signal, accelerator, tracker, console)
         return STOPPED
+
     if main_process:
-        progress.seconds = time.perf_counter() - began
-        result = tracking.summary(progress, training.epochs, scores, loaders, accelerator)
-        reporting.end(output, result, history, scores["val"], loaders, classes, tracker, console, charts, training)
+        summary = records.summary(state, training.epochs, scores, loaders, accelerator)
+        results.write(output, summary, scores["val"], loaders, classes, charts, console)
+        tracker.log_end(state.step, output, summary, scores["val"], loaders["val"].dataset, classes)
+        console.print(terminal.ending(summary, output, training), soft_wrap=True)
     checkpoints.finish()
     tracker.finish()
     return 0

@@ -1,9 +1,9 @@
-"""How fast training is beside a plain loop (`benchmarks.reference_loop`), whole processes, side by side in one run.
+"""Training time of whole processes against a plain loop (`benchmarks.reference_loop`), side by side in one run.
 
     python -m benchmarks --data hymenoptera_data --weights squeezenet1_0.safetensors --output results
 
-Writes speed.md and speed.json: for each case both medians and their ratio, and what machine it was. Nets without given
-weights get random ones on both sides. The two sides take turns, so that what else the machine does meets both.
+Writes speed.md and speed.json: for each case both medians and their ratio, and a description of the machine. Networks
+without given weights get random ones on both sides. The two sides take turns, so that other load meets both.
 """
 
 import argparse
@@ -30,14 +30,16 @@ torch.set_num_threads(1)
 normalise = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 steps = [transforms.RandomResizedCrop(224, (0.35, 1.0)), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
 if sys.argv[1] == "ours":
-    from finetune import data, folders
-    from finetune.samples import Samples, to_input, training_transform
-    from finetune.archs import Preprocess
-    own = Preprocess(256, 224, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    split = folders.read(Path(sys.argv[2]), 0.2, 0, False).splits["train"]
-    samples = Samples(split, 3, training_transform(own, "basic", 0.35), 0)
-    batches = data.GlobalBatches(len(samples), 32, 0)
-    loader = torch.utils.data.DataLoader(samples, batch_sampler=batches, collate_fn=data._collate)
+    from accelerate import Accelerator
+    from finetune import recipes
+    from finetune.data import readers
+    from finetune.data.loader import make_loaders
+    from finetune.data.transforms import to_input
+    from finetune.models.architectures import preprocess
+    settings = {"model": "resnet18", "data": sys.argv[2], "batch_size": 32, "crop_scale": 0.35, "workers": 0}
+    recipe, own = recipes.from_settings("finetune", settings), preprocess("resnet18")
+    splits = readers.read(recipe.images, 3, 0).splits
+    loader = make_loaders(splits, own, recipe, Accelerator(cpu=True))["train"]
     ready = lambda batch: to_input(batch.images, own, torch.device("cpu"), True)
 else:
     samples = datasets.ImageFolder(Path(sys.argv[2]) / "train", transforms.Compose([*steps, normalise]))
@@ -54,18 +56,18 @@ print(seconds)
 
 @dataclass(frozen=True)
 class Case:
-    """One row: flags of the reference loop and of train.py."""
+    """One row of the table, with the flags of the reference loop and of train.py."""
 
     name: str
     model: str
     recipe: str
     batch: int
     least: float
-    """The ratio that is aimed at."""
+    """The target for the ratio."""
     again: float = 0
-    """The ratio that is aimed at where a first run has left its activations; 0: not timed."""
+    """The target where a first run has cached its activations; 0: not timed."""
     amp: bool = False
-    """The reference with mixed precision and eight workers: a case for a GPU."""
+    """The reference with mixed precision and eight workers, for a GPU."""
 
 
 CASES = (
@@ -79,17 +81,17 @@ GPU_CASES = (Case("finetune, resnet50, batch 32, AMP", "resnet50", "finetune", 3
 
 
 def seconds(command: list[str], cache: Path | None = None) -> tuple[float, str]:
-    """How long a process takes, and what it printed; `cache` is where it finds what earlier ones kept."""
-    kept = {"XDG_CACHE_HOME": str(cache)} if cache else {}
+    """Seconds that a Python process takes, and its output; `cache` becomes its XDG_CACHE_HOME."""
+    variables = {"XDG_CACHE_HOME": str(cache)} if cache else {}
     began = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=os.environ | kept, capture_output=True, text=True, check=True
+        [sys.executable, *command], cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, check=True
     )
     return time.perf_counter() - began, done.stdout
 
 
 def compare(case: Case, given: argparse.Namespace, scratch: Path) -> list[dict]:
-    """Time both sides of a case in turn: a row for our first run, and one for the second where that is of interest."""
+    """Time both sides of a case in turn: a row for our first run and, where the case has a target, the second."""
     weights = given.weights.resolve() if case.model == "squeezenet1_0" and given.weights else None
     common = ["--data", str(given.data.resolve()), "--model", case.model, "--epochs", str(given.epochs)]
     common += ["--recipe", case.recipe]
@@ -123,7 +125,7 @@ def compare(case: Case, given: argparse.Namespace, scratch: Path) -> list[dict]:
 
 
 def pipeline(given: argparse.Namespace) -> dict:
-    """Decode and augment on one core: seconds for the training images, the files being in memory."""
+    """Decode and augment on one core: seconds for the training images, with the files in the page cache."""
     took: dict[str, list[float]] = {"reference": [], "ours": []}
     for _ in range(given.repeats):
         for side, times in took.items():
@@ -134,9 +136,9 @@ def pipeline(given: argparse.Namespace) -> dict:
 
 
 def processor() -> str:
-    """The processor's name, where the system tells it."""
-    known = Path("/proc/cpuinfo")
-    lines = known.read_text().splitlines() if known.exists() else []
+    """The processor's name, as far as the system has one."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
@@ -145,7 +147,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the ants-and-bees image folder")
     parser.add_argument("--weights", type=Path, help="ImageNet weights of squeezenet1_0")
-    parser.add_argument("--output", type=Path, required=True, help="where the tables go")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the tables")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--cases", default="", help="only those with this in their name")

@@ -1,20 +1,21 @@
-"""What it saves on a CPU to keep large blocks of memory (`hardware.keep_memory`): milliseconds per image, side by side.
+"""What keeping freed memory (`devices.keep_memory`) saves on a CPU, in milliseconds per image.
 
 python -m benchmarks.allocator
 """
 
+import argparse
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-MODELS, REPEATS = ("squeezenet1_0", "resnet18", "resnet50"), 3
+MODELS = ("squeezenet1_0", "resnet18", "resnet50")
 TIMED = """
 import sys, time, torch, torchvision
-from finetune import hardware
+from finetune.runtime import devices
 if sys.argv[1] == "kept":
-    hardware.keep_memory()
+    devices.keep_memory()
 model = torchvision.models.get_model(sys.argv[2]).to(memory_format=torch.channels_last)
 images = torch.rand(32, 3, 224, 224).to(memory_format=torch.channels_last)
 def forward():
@@ -34,10 +35,14 @@ for work in (forward, step):
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="*", default=MODELS)
+    parser.add_argument("--repeats", type=int, default=3)
+    given = parser.parse_args()
     print("| model | forward, plain | forward, kept | step, plain | step, kept |\n" + "| --- " * 5 + "|")
-    for model in MODELS:
+    for model in given.models:
         times: dict[str, list[list[float]]] = {"plain": [], "kept": []}
-        for _ in range(REPEATS):
+        for _ in range(given.repeats):
             for side, found in times.items():
                 command = [sys.executable, "-c", TIMED, side, model]
                 done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)

@@ -1,10 +1,10 @@
-"""What safety costs: a checkpoint, agreeing on signals at every update, a seed for every sample.
+"""What safety costs: a checkpoint, agreeing on signals at every step, a seed for every sample.
 
     python -m benchmarks.overhead                          # model resnet50, 2 processes
     python -m benchmarks.overhead --model resnet18
 
-Each is timed against the work beside it, in the same process: a checkpoint against copying and writing the same bytes,
-the agreement against an update, the seeding against loading and augmenting an image. Medians.
+Each is timed against related work in the same process: a checkpoint against copying and writing the same bytes, the
+agreement against a step, the seeding against loading and augmenting an image. Medians.
 """
 
 from __future__ import annotations
@@ -23,10 +23,17 @@ from accelerate import Accelerator, debug_launcher
 from safetensors.torch import save_file
 from torch import nn
 
-from finetune import archs, checkpoint, durable, freezing, groups, signals, starter, surgery
-from finetune.folders import read
-from finetune.recipe import Net, Rate, Training
-from finetune.samples import Draw, Samples, training_transform
+from finetune import recipes
+from finetune.data import readers
+from finetune.data.dataset import Draw
+from finetune.data.loader import make_loaders
+from finetune.models import network
+from finetune.runtime import devices, files
+from finetune.training.checkpoint import Checkpoints
+from finetune.training.interrupts import Interrupts
+from finetune.training.param_groups import make_optimizer
+from finetune.training.state import State
+from finetune.training.step import zero_sums
 
 
 def seconds(work: Callable[[], object], times: int) -> float:
@@ -39,33 +46,38 @@ def seconds(work: Callable[[], object], times: int) -> float:
     return median(taken)
 
 
+def built(model_name: str, **settings: object) -> tuple[network.Network, torch.optim.Optimizer]:
+    """A network for ten classes, all of which is trained, and SGD over it."""
+    settings = {"model": model_name, "weights": "none", "optimizer": "sgd", **settings}
+    recipe = recipes.from_settings("finetune", settings)
+    net = network.build(recipe, 10)
+    return net, make_optimizer(net, recipe.training)
+
+
 def checkpoints(model_name: str) -> str:
-    """Saving everything of a fine-tuning run with SGD against copying and writing the same tensors."""
+    """Saving a whole fine-tuning run with SGD against copying and writing the same tensors."""
     accelerator = Accelerator(cpu=True)
-    model, _, stages = surgery.build(Net(model=model_name, weights="none"), 10)
-    rates = [Rate(1.0)] * len(stages)
-    optimizer = groups.make_optimizer(model, stages, rates, Training(), archs.find(model_name))
-    for parameter in model.parameters():
+    net, optimizer = built(model_name)
+    for parameter in net.model.parameters():
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()
-    place = Path(tempfile.mkdtemp())
+    folder = Path(tempfile.mkdtemp())
     about = {"settings": {}, "preprocess": {}}
-    frozen = freezing.unchanging(model, stages, rates)
-    saver = checkpoint.Checkpoints(place / "checkpoints", 2, accelerator, model, optimizer, None, frozen, about)
+    saver = Checkpoints(folder / "checkpoints", 2, accelerator, net, optimizer, about)
     saver.keep_best()
-    progress = checkpoint.Progress()
+    state = State(zero_sums(accelerator.device))
 
     def save() -> None:
-        progress.done += 1
-        saver.save(progress)
+        state.step += 1
+        saver.save(state)
 
     def plain() -> None:
-        """The same bytes, copied and written and on the disk."""
-        weights = {key: value.clone() for key, value in model.state_dict().items()}
+        """Copy the same bytes, and write them to the disk."""
+        weights = {key: value.clone() for key, value in net.model.state_dict().items()}
         momentum = {str(k): held["momentum_buffer"].clone() for k, held in enumerate(optimizer.state.values())}
         for name, held in {"model": weights, "optimizer": momentum, "best": weights}.items():
-            save_file(held, place / name)
-            durable.sync(place / name)
+            save_file(held, folder / name)
+            files.sync(folder / name)
 
     stalls, totals, bares = [], [], []
     for _ in range(7):
@@ -76,56 +88,56 @@ def checkpoints(model_name: str) -> str:
         totals.append(time.perf_counter() - began)
         bares.append(seconds(plain, 1))
     stall, total, bare = median(stalls), median(totals), median(bares)
-    size = sum(file.stat().st_size for file in max((place / "checkpoints").iterdir()).iterdir())
-    shutil.rmtree(place)
+    size = sum(file.stat().st_size for file in max((folder / "checkpoints").iterdir()).iterdir())
+    shutil.rmtree(folder)
     return (
-        f"| a checkpoint of {model_name}, {size / 2**20:.0f} MiB, until training goes on | {stall:.3f} s | copying and "
-        f"writing the same bytes | {bare:.3f} s | {stall / bare:.2f} |\n"
-        f"| the same, until it is whole on the disk | {total:.3f} s | the same | {bare:.3f} s | {total / bare:.2f} |"
+        f"| a checkpoint of {model_name}, {size / 2**20:.0f} MiB, until training continues | {stall:.3f} s | copying "
+        f"and writing the same bytes | {bare:.3f} s | {stall / bare:.2f} |\n"
+        f"| the same, until it is complete on the disk | {total:.3f} s | the same | {bare:.3f} s | {total / bare:.2f} |"
     )
 
 
 def agreement(model_name: str, results: str) -> None:
-    """On two processes: share and agree, around the optimizer's step, against the whole update."""
+    """On two processes: the exchange of signals around the optimizer's step, against the whole step."""
     accelerator = Accelerator(cpu=True)
-    model, _, stages = surgery.build(Net(model=model_name, weights="none", image_size=64), 10)
-    optimizer = groups.make_optimizer(model, stages, [Rate(1.0)] * len(stages), Training(), archs.find(model_name))
-    wrapped = freezing.wrap(accelerator, model)
-    requests = signals.Requests(accelerator, 10**9, float("inf"))
-    x, labels = torch.randn(4, 3, 64, 64), torch.zeros(4, dtype=torch.long)
+    net, optimizer = built(model_name, image_size=64)
+    wrapped = devices.wrap(accelerator, net.model)
+    interrupts = Interrupts(accelerator, 10**9, float("inf"))
+    x, labels = torch.randn(4, 3, 64, 64), torch.zeros(4, dtype=torch.long)  # (N, C, H, W), (N,)
     waited, whole = [], []
     for _ in range(30):
         began = time.perf_counter()
         nn.functional.cross_entropy(wrapped(x), labels).backward()
-        accelerator.wait_for_everyone()  # so that the wait below is the exchange's own, not for a slower process
-        share = time.perf_counter()
-        requests.share()
-        shared = time.perf_counter()
+        accelerator.wait_for_everyone()  # so that what follows waits for the exchange, not for a slower process
+        before = time.perf_counter()
+        interrupts.exchange()
+        exchanged = time.perf_counter()
         optimizer.step()
-        agree = time.perf_counter()
-        requests.agreed(1)
+        stepped = time.perf_counter()
+        interrupts.checkpoint_due(1)
         end = time.perf_counter()
-        waited.append(shared - share + end - agree)
+        waited.append(exchanged - before + end - stepped)
         whole.append(end - began)
     if accelerator.is_main_process:
-        part, total = median(waited), median(whole)
+        exchange, total = median(waited), median(whole)
         Path(results).write_text(
-            f"| agreeing on signals, 2 processes | {part * 1e6:.0f} µs | an update of {model_name}, 2 × 4 images of 64 "
-            f"pixels | {total * 1e3:.0f} ms | {part / total:.2%} |"
+            f"| agreeing on signals, 2 processes | {exchange * 1e6:.0f} µs | a step of {model_name}, 2 × 4 images of "
+            f"64 pixels | {total * 1e3:.0f} ms | {exchange / total:.2%} |"
         )
 
 
 def seeding() -> str:
     """Seeding torch's generator for a sample against loading and augmenting it."""
-    images = read(Path(starter.path("starter")).expanduser(), 0.2, 0, False)
-    _, preprocess, _ = surgery.build(Net(model="shufflenet_v2_x0_5", weights="none", image_size=64), 10)
-    samples = Samples(images.splits["train"], 3, training_transform(preprocess, "basic", 0.08), 0)
+    recipe = recipes.from_settings("finetune", {"workers": 0})
+    preprocess = network.build(recipe, 10, empty=True).preprocess
+    splits = readers.read(recipe.images, 3, 0).splits
+    samples = make_loaders(splits, preprocess, recipe, Accelerator(cpu=True))["train"].dataset
 
-    part = seconds(lambda: samples._seeded(lambda: None, of=(3, 5)), 2000)
+    seed = seconds(lambda: samples._seeded(lambda: None, of=(3, 5)), 2000)
     whole = seconds(lambda: samples[Draw(0, 5, 1.0)], 300)
     return (
-        f"| seeding a sample | {part * 1e6:.0f} µs | loading and augmenting it, {preprocess.crop} pixels | "
-        f"{whole * 1e6:.0f} µs | {part / whole:.2%} |"
+        f"| seeding a sample | {seed * 1e6:.0f} µs | loading and augmenting it, {preprocess.crop} pixels | "
+        f"{whole * 1e6:.0f} µs | {seed / whole:.2%} |"
     )
 
 

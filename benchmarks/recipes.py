@@ -1,8 +1,8 @@
-"""Every recipe on ants and bees and on the starter set: best validation accuracy, mean and spread over seeds, and time.
+"""Every recipe on ants and bees and on the starter set: best validation accuracy (mean, spread over seeds) and time.
 
     python -m benchmarks.recipes --data hymenoptera_data --weights squeezenet1_0.safetensors --output results
 
-Writes recipes.md and recipes.json. Runs that are in the output folder already are not run again.
+Writes recipes.md and recipes.json. Runs that the output folder already has are not repeated.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from finetune import recipes
 
 ROOT = Path(__file__).parent.parent
 STARTER, PHOTOS = "starter set, shufflenet_v2_x0_5", "ants and bees, squeezenet1_0"
-PASSED_OVER = {"vgg_cifar10"}  # made for VGG-16 at 32 × 32
+EXCLUDED = {"vgg_cifar10"}  # made for VGG-16 at 32 × 32
 
 
 def run(recipe: str, task: list[str], seed: int, output: Path) -> dict:
@@ -32,9 +32,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the ants-and-bees image folder")
     parser.add_argument("--weights", type=Path, required=True, help="ImageNet weights of squeezenet1_0")
-    parser.add_argument("--output", type=Path, required=True, help="where the runs and the tables go")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the runs and the tables")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--recipes", nargs="*", default=[name for name in recipes.NAMES if name not in PASSED_OVER])
+    parser.add_argument("--recipes", nargs="*", default=[name for name in recipes.NAMES if name not in EXCLUDED])
     given = parser.parse_args()
     photos = ["--data", str(given.data.resolve()), "--model", "squeezenet1_0"]
     rows = []

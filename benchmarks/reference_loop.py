@@ -1,4 +1,4 @@
-"""The yardstick: the loop of PyTorch's transfer-learning tutorial (Chilamkurthy 2017), written plainly.
+"""The reference: the loop of PyTorch's transfer-learning tutorial (Chilamkurthy 2017), written plainly.
 
     python -m benchmarks.reference_loop --data hymenoptera_data --model resnet18 --recipe feature_extractor
 
@@ -21,7 +21,7 @@ RECIPES = ("feature_extractor", "last_layers", "finetune")
 
 
 def build(name: str, weights: Path | None, classes: int, recipe: str) -> nn.Module:
-    """The net with a new last layer; what the recipe freezes asks for no gradient."""
+    """The network with a new last layer; layers that the recipe freezes need no gradient."""
     model = torchvision.models.get_model(name, weights=None)
     if weights:
         from safetensors.torch import load_file
@@ -75,7 +75,7 @@ def main() -> None:
     for epoch in range(given.epochs):
         for split in ("train", "val"):
             model.train(split == "train")
-            total, right = 0.0, 0
+            total, correct = 0.0, 0
             for images, labels in loaders[split]:
                 images, labels = images.to(device), labels.to(device)
                 optimizer.zero_grad()
@@ -86,10 +86,10 @@ def main() -> None:
                     loss.backward()
                     optimizer.step()
                 total += loss.item() * len(images)
-                right += (outputs.argmax(1) == labels).sum().item()
+                correct += (outputs.argmax(1) == labels).sum().item()
             if split == "train":
                 schedule.step()
-            accuracy = right / len(sets[split])
+            accuracy = correct / len(sets[split])
             print(f"epoch {epoch + 1} {split} loss {total / len(sets[split]):.4f} accuracy {accuracy:.4f}", flush=True)
             if split == "val" and accuracy > best:
                 best, best_weights = accuracy, copy.deepcopy(model.state_dict())

@@ -2,8 +2,8 @@
 
     python -m benchmarks.scale --output results
 
-Two sizes of each, ten times apart. Memory is what the process holds for itself at its peak (without pages of mapped
-files, which the system takes back when it needs them); the caches of activations are off.
+Two sizes of each, ten times apart. Memory is the peak of the process's own pages: without those of mapped files, which
+the system takes back when it needs them. No activations are cached.
 """
 
 import argparse
@@ -91,7 +91,7 @@ def measure(kind: str, make, count: int, scratch: Path) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="where the table goes, and the images for a while")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the table, and for temporary images")
     parser.add_argument("--files", type=int, default=200_000)
     parser.add_argument("--arrays", type=int, default=13_600, help="images of 147 KB: 2 GB")
     given = parser.parse_args()

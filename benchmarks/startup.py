@@ -1,8 +1,9 @@
-"""How long help, the plan and the way to the first update take, beside the imports that a run cannot do without.
+"""Seconds to the help, the plan and the first optimizer step, against the imports that every run needs.
 
 python -m benchmarks.startup
 """
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -12,28 +13,28 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-FIRST_UPDATE = """
+FIRST_STEP = """
 import os, sys
 from contextlib import contextmanager
 import train
-usual = train.entry.imports
+original = train.entry.ctrl_c_kills
 @contextmanager
 def imports():
-    with usual():
+    with original():
         yield
     from torch.optim.optimizer import register_optimizer_step_post_hook
     register_optimizer_step_post_hook(lambda *_: os._exit(0))
-train.entry.imports = imports
+train.entry.ctrl_c_kills = imports
 train.main(sys.argv[1:])
 """
-READ = "from finetune import imagesets, recipe; imagesets.read(recipe.Images(), 3, 0)"
+READ = "from finetune.config.settings import Images; from finetune.data import readers; readers.read(Images(), 3, 0)"
 REGNET = ["--model", "regnet_y_128gf", "--weights", "none"]
 CASES = {
     "import torch, torchvision, accelerate": ["-c", "import torch, torchvision, accelerate"],
     "reading the starter set": ["-c", READ],
-    "first update, finetune": ["-c", FIRST_UPDATE, "--recipe", "finetune", "--tracker", "none"],
-    "first update, finetune, W&B offline": ["-c", FIRST_UPDATE, "--recipe", "finetune", "--tracker", "wandb"],
-    "first update, feature_extractor, second run": ["-c", FIRST_UPDATE, "--tracker", "none"],
+    "first step, finetune": ["-c", FIRST_STEP, "--recipe", "finetune", "--tracker", "none"],
+    "first step, finetune, W&B offline": ["-c", FIRST_STEP, "--recipe", "finetune", "--tracker", "wandb"],
+    "first step, feature_extractor, second run": ["-c", FIRST_STEP, "--tracker", "none"],
     "--help": ["train.py", "--help"],
     "--plan, starter set": ["train.py", "--plan"],
     "--plan, regnet_y_128gf": ["train.py", "--plan", *REGNET],
@@ -41,13 +42,16 @@ CASES = {
 
 
 def main() -> None:
-    print("| command | seconds, median of 5 | to the imports |\n| --- | --- | --- |")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    repeats = parser.parse_args().repeats
+    print(f"| command | seconds, median of {repeats} | to the imports |\n| --- | --- | --- |")
     imports = 0.0
     with tempfile.TemporaryDirectory() as scratch:
         for name, words in CASES.items():
             times = []
-            for number in range(6):  # the first one fills caches
-                output = ["--output", f"{scratch}/{len(os.listdir(scratch))}"] if FIRST_UPDATE in words else []
+            for number in range(repeats + 1):  # the first one fills caches
+                output = ["--output", f"{scratch}/{len(os.listdir(scratch))}"] if FIRST_STEP in words else []
                 began = time.perf_counter()
                 subprocess.run(
                     [sys.executable, *words, *output],

@@ -2,7 +2,7 @@
 
     python -m benchmarks.views --data hymenoptera_data --weights squeezenet1_0.safetensors --output results
 
-As many views as epochs are the same as fresh augmentation. Writes views.md and views.json.
+As many views as epochs is fresh augmentation in each epoch. Writes views.md and views.json.
 """
 
 import argparse
@@ -20,24 +20,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the ants-and-bees image folder")
     parser.add_argument("--weights", type=Path, required=True, help="ImageNet weights of squeezenet1_0")
-    parser.add_argument("--output", type=Path, required=True, help="where the runs and the tables go")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the runs and the tables")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--recipes", nargs="*", default=["feature_extractor", "last_layers"])
+    parser.add_argument("--counts", nargs="*", type=int, default=COUNTS, help="numbers of views")
     given = parser.parse_args()
-    photos = [
-        "--data",
-        str(given.data.resolve()),
-        "--model",
-        "squeezenet1_0",
-        "--weights",
-        str(given.weights.resolve()),
-    ]
+    photos = ["--data", str(given.data.resolve()), "--model", "squeezenet1_0"]
+    photos += ["--weights", str(given.weights.resolve())]
     rows = []
     for task, flags in (("starter set", []), ("ants and bees", photos)):
         for recipe in given.recipes:
-            scores: dict[int, list[float]] = {count: [] for count in COUNTS}
+            scores: dict[int, list[float]] = {count: [] for count in given.counts}
             for seed in range(given.seeds):
-                for count in COUNTS:
+                for count in given.counts:
                     output = given.output.resolve() / f"{task.split()[0]}-{recipe}-{count}-{seed}"
                     if not (output / "summary.json").exists():
                         command = [sys.executable, "train.py", "--recipe", recipe, *flags, "--tracker", "none"]

@@ -11,7 +11,7 @@ __all__ = ["build_model", "load", "make_plan", "make_recipe"]
 
 
 def __getattr__(name: str) -> Any:
-    """These names on first use, so that importing a part of the package stays quick: torch takes seconds."""
+    """Import the API on first use: torch takes seconds."""
     if name in __all__:
         from finetune import api
 

@@ -1,4 +1,4 @@
-"""What goes wrong, as one message: the user's mistakes, a full disk or memory."""
+"""Errors that are reported as one message, and exit codes."""
 
 import difflib
 import errno
@@ -11,34 +11,33 @@ _advice = "Lower --batch-size, or raise --accumulate."
 
 
 class UserError(Exception):
-    """A mistake that the user can mend. Its text names the thing and says how; `train.py` prints it, exit code 2."""
+    """A mistake that the user can fix. Its text says what is wrong and how to fix it; the exit code is 2."""
 
 
 def unknown(kind: str, given: str, known: Iterable[str]) -> UserError:
-    """An error for a name that is not among `known`, with the nearest ones, or all of them where there are few."""
+    """The error for a name that is not in `known`, with the nearest names, or with all if none is near."""
     known = sorted(known)
     near = difflib.get_close_matches(given.lower(), known, n=4, cutoff=0.5)
     if near:
         return UserError(f"unknown {kind} '{given}'. Did you mean {' or '.join(near)}?")
-    listed = ", ".join(known)
-    return UserError(f"unknown {kind} '{given}'. Known: {listed}.")
+    return UserError(f"unknown {kind} '{given}'. Known: {', '.join(known)}.")
 
 
-def when_memory_runs_out(advice: str) -> None:
-    """What to say besides, from now on: it depends on the run, and the error can come from any line of it."""
+def set_memory_advice(advice: str) -> None:
+    """Set the advice in the message of a later out-of-memory error. It depends on the run's settings."""
     global _advice
     _advice = advice
 
 
 def explanation(error: Exception) -> str | None:
-    """The message for an error that has one, None for a crash."""
+    """The message of an error that the user can act on; None for any other, which keeps its traceback."""
     text = str(error)
     if isinstance(error, UserError) or "UserError: " in text:
-        # From an image worker the message comes wrapped in that process's traceback.
+        # An error in a DataLoader worker arrives wrapped in that process's traceback.
         return text.rpartition("UserError: ")[2].strip()
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate memory" in text:
         return f"out of memory. {_advice}"
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in text:
         where = f" ({error.filename})" if getattr(error, "filename", None) else ""
-        return f"the disk is full{where}. Make room; if the run has a checkpoint, --resume goes on from it."
+        return f"the disk is full{where}. Free some space; if the run has a checkpoint, continue it with --resume."
     return None

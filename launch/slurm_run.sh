@@ -1,4 +1,4 @@
-# Sourced by the slurm_*.sh beside it: one process per task, signals passed on, a requeue where the run wants to go on.
+# Sourced by the slurm_*.sh beside it: one process per task, signals passed on, a requeue of a stopped run.
 # $output is the run's folder; the arguments are train.py's.
 
 export MASTER_ADDR MASTER_PORT
@@ -8,8 +8,8 @@ MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 go_on=()
 [ -e "$output/config.json" ] && go_on=(--resume) # a second start: after a requeue, or the same command again
 
-# No launcher in between: each task is a rank, hears the signals itself, and its exit code is train.py's.
-# --wait: ranks that outlive a dead one by a minute are ended. They end within moments of each other when all is well.
+# No launcher in between: each task is a rank that gets the signals itself, and its exit code is train.py's.
+# --wait: ranks that outlive another by a minute are ended. Normally they end within moments of each other.
 srun --wait=60 --kill-on-bad-exit=0 bash -c '
     export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE
     exec python train.py "$@"' bash "$@" --output "$output" "${go_on[@]}" &
@@ -19,8 +19,8 @@ trap 'kill -USR1 $step' USR1 # the time limit is near: srun passes it on
 trap : TERM                  # preempted: Slurm tells the tasks itself
 while wait $step; code=$?; [ $code -gt 128 ] && kill -0 $step 2>/dev/null; do :; done
 
-# The run left word that it was stopped after a checkpoint; or a signal ended it before the first update. A job that
-# scancel ends is no longer running, and does not come back.
+# Requeue where the run was stopped after a checkpoint (resume-me), or by a signal before its first step. A job that
+# scancel ended is no longer running, and is not requeued.
 if [ -e "$output/resume-me" ] || [ $code = 138 ] || [ $code = 143 ]; then
     scontrol show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING && scontrol requeue "$SLURM_JOB_ID"
 fi

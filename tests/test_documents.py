@@ -1,5 +1,8 @@
-"""Every command and every line of Python in the documents runs; what needs a cluster, a network or a download is
-checked up to the plan, or by the names in it."""
+"""Every command and every line of Python in the documents runs.
+
+What needs a cluster, a network or a download is checked up to the plan, or by the names in it. The guides at the end of
+docs/architecture.md have tests of their own, such as test_extension_guide.py.
+"""
 
 import os
 import re
@@ -12,16 +15,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, reset_accelerate
+from support import ROOT, reset_accelerate
+from test_imports import ORDER
 from test_packaging import EXTRAS, listed, names
 
 from finetune import __main__ as program
-from finetune import commands, recipes
+from finetune import recipes
 from finetune.commands import push
-from finetune.entry import exit_code
+from finetune.config.command_line import parse
+from finetune.runtime.entry import exit_code
 
-RUN_FROM = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-DOCUMENTS = [*RUN_FROM, ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+RUN_FROM = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted({*(ROOT / "docs").glob("*.md")} - {ARCHITECTURE})]
+DOCUMENTS = [*RUN_FROM, ARCHITECTURE, ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
 TEXTS = {path: path.read_text() for path in DOCUMENTS}
 
 
@@ -29,9 +35,9 @@ def blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", TEXTS[path], re.S | re.M)
 
 
-# In the order in which they stand, each once.
+# In the documents' order, each once.
 COMMANDS = [*dict.fromkeys(line for path in RUN_FROM for block in blocks(path, "bash") for line in block.splitlines())]
-# A command is of the first kind that it matches, and there are at least so many of it.
+# Each kind's pattern and its least number of commands. A command is of the first kind that matches.
 KINDS = {
     "the README's two": (r"pip install -r requirements.txt && ", 2),
     "set-up": (r"pip install |pre-commit install", 4),
@@ -119,19 +125,19 @@ def checkout(trained, cache, image_folder, tmp_path, monkeypatch):
 
 
 # ---- what the commands are -------------------------------------------------------------------------------------------
-def test_every_command_is_of_a_kind_that_a_test_looks_at():
+def test_every_command_is_of_a_kind_that_a_test_checks():
     assert [command for command, kind in KIND_OF.items() if kind is None] == []
     assert len(COMMANDS) == sum(len(of_kind(kind)) for kind in KINDS) >= 75
 
 
-def test_the_two_commands_do_all_of_the_set_up():
+def test_the_readmes_two_commands_are_the_whole_set_up():
     first, second = blocks(ROOT / "README.md", "bash")[:2]
     assert first == "pip install -r requirements.txt && accelerate launch train.py --recipe feature_extractor\n"
     assert second == "pip install -r requirements.txt && python -m pytest\n"
     assert "\npython -m pytest\n" in (ROOT / ".ci" / "run").read_text(), "CI calls the README's test command"
 
 
-def test_what_is_installed_exists():
+def test_the_extras_in_commands_exist():
     lines = of_kind("set-up")
     for line in lines:
         extras = re.findall(r'pip install -e "\.\[([\w,]+)\]"', line)
@@ -141,7 +147,7 @@ def test_what_is_installed_exists():
     assert (ROOT / ".pre-commit-config.yaml").is_file()
 
 
-def test_tests_and_tools_that_are_called_exist():
+def test_the_tests_and_tools_in_commands_exist():
     markers = re.findall(r'^    "(\w+): ', (ROOT / "pyproject.toml").read_text(), re.M)
     tests, tools = of_kind("tests"), of_kind("tools")
     for line in tests:
@@ -196,7 +202,7 @@ def test_every_training_command_is_understood(checkout, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", of_kind("training"))
-def test_every_training_command_comes_to_its_plan(command, checkout, capfd):
+def test_every_training_command_reaches_its_plan(command, checkout, capfd):
     """Without a network there are no weights to download, so random ones stand in for them."""
     import train as script
 
@@ -220,7 +226,7 @@ def test_every_training_command_comes_to_its_plan(command, checkout, capfd):
     assert code == 0, capfd.readouterr().err
 
 
-def test_the_main_job_runs_as_written_and_transfer_is_worth_something(checkout):
+def test_the_main_command_runs_as_written_and_transfer_helps(checkout):
     done = run(COMMANDS[0].partition("&& ")[2], checkout)
     assert done.returncode == 0, done.stderr
     best = float(re.search(r"Best validation accuracy (\d\.\d+)", done.stdout).group(1))
@@ -232,7 +238,7 @@ def test_the_main_job_runs_as_written_and_transfer_is_worth_something(checkout):
 
 
 @pytest.mark.slow
-def test_the_same_net_from_scratch_learns_little_in_the_same_budget(checkout):
+def test_the_same_network_from_scratch_learns_little_in_the_same_time(checkout):
     (scratch,) = [line for line in INLINE if "--weights none" in line]
     done = run(f"{scratch} --tracker none --output scratch", checkout)
     assert done.returncode == 0, done.stderr
@@ -256,12 +262,12 @@ def test_every_command_on_a_run_runs(checkout, capsys):
     for line in lines:
         assert call(shlex.split(line)[3:]) == 0, (line, capsys.readouterr().err)
     assert len(lines) >= 11
-    assert {shlex.split(line)[3] for line in lines} == set(program.VERBS) - {"push"}
+    assert {shlex.split(line)[3] for line in lines} == set(program.COMMANDS) - {"push"}
 
 
-def test_push_is_given_what_it_takes():
+def test_the_arguments_of_push_are_understood():
     (line,) = [line for line in of_kind("commands") if " push " in line]
-    options = commands.parse(push.Options, "push", shlex.split(line)[4:])
+    options = parse(push.Options, "push", shlex.split(line)[4:])
     assert (options.run, options.repo) == (Path("RUN"), "user/name")
 
 
@@ -274,7 +280,7 @@ def test_a_run_is_evaluated_on_several_processes(checkout):
 
 
 @pytest.mark.slow
-def test_every_benchmark_has_the_flags_that_are_given(checkout):
+def test_every_benchmark_has_the_flags_in_its_command(checkout):
     lines = of_kind("benchmarks")
     for line in lines:
         shown = run(f"{' '.join(line.split()[:3])} --help", checkout)
@@ -343,23 +349,23 @@ def test_every_document_is_linked_from_the_readme():
     assert set(DOCUMENTS) - linked == {ROOT / "README.md"}
 
 
-def test_every_file_that_is_named_is_there():
+def test_every_file_in_the_texts_exists():
     pattern = r"`((?:launch|docs|tests|finetune|benchmarks)/[\w./-]*|[\w-]+\.(?:toml|txt|md)|train\.py|\.ci/run)`"
     seen = 0
     for path, text in TEXTS.items():
-        if path.name == "CHANGELOG.md":  # it also tells what is gone
+        if path.name == "CHANGELOG.md":  # it names removed files too
             continue
-        for name in re.findall(pattern, text):
+        for name in re.findall(pattern, text.partition("\n## Add a ")[0]):  # the guides make new files
             assert (ROOT / name).exists(), f"{path.name}: {name}"
             seen += 1
     assert seen >= 20
 
 
-def test_every_flag_that_is_named_exists(capsys):
+def test_every_flag_in_the_texts_exists(capsys):
     known = {"--array", "--machine_rank", "--mixed_precision"}  # of sbatch and Accelerate
     with pytest.raises(SystemExit):
         recipes.from_command_line(["--help"])
-    for name in program.VERBS:
+    for name in program.COMMANDS:
         assert call([name, "--help"]) == 0
     known |= set(re.findall(r"--[\w-]+", capsys.readouterr().out))
     seen = set()
@@ -370,16 +376,24 @@ def test_every_flag_that_is_named_exists(capsys):
     assert len(seen) >= 40
 
 
-@pytest.mark.xfail(strict=True, reason="the code is not in packages yet; remove this mark when it is")
+# ---- the table of packages -------------------------------------------------------------------------------------------
+TABLE = re.findall(r"^\| `([\w.]+?)(?:/|\.py)` \|([^|]*)\|", TEXTS[ARCHITECTURE], re.M)
+
+
+def test_the_architectures_table_lists_the_packages_in_the_order_of_imports():
+    packages = [package for package, _ in TABLE]
+    assert packages == [package for package in ORDER if package not in ("__init__", "__main__", "train")]
+
+
 def test_the_architectures_table_names_every_module():
-    text, named = TEXTS[ROOT / "docs" / "architecture.md"], set()
-    for package, modules in re.findall(r"^\| `([\w.]+/?)` \|([^|]*)\|", text, re.M):
-        inside = {path.stem for path in (ROOT / "finetune" / package).glob("*.py")} - {"__init__"}
-        told = set(re.findall(r"`(\w+)`", modules))
-        assert (ROOT / "finetune" / package).exists(), package
-        assert told in (inside, set()), package
-        named.add(package.rstrip("/"))
-    there = {
-        path.name for path in (ROOT / "finetune").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
-    }
-    assert named == there - {"__init__.py", "__main__.py"}
+    listed_all = 0
+    for package, cell in TABLE:
+        modules = {path.stem for path in (ROOT / "finetune" / package).glob("*.py")} - {"__init__"}
+        in_cell = re.findall(r"`(\w+)`", cell)
+        assert len(in_cell) == len(set(in_cell))
+        assert set(in_cell) == modules or "one each" in cell, package
+        listed_all += len(in_cell)
+    assert listed_all >= 50
+    readers = {path.stem for path in (ROOT / "finetune" / "data" / "readers").glob("*.py")} - {"__init__"}
+    (line,) = re.findall(r"^`data/readers/` has (.*?)\.", TEXTS[ARCHITECTURE], re.M)
+    assert set(re.findall(r"`(\w+)`", line)) == readers

@@ -5,12 +5,14 @@ python -m pytest -m gpu -n 0
 
 import json
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
-from conftest import metrics
 from safetensors.torch import load_file
-from test_resume import STATEFUL
+from support import ROOT, STATEFUL, metrics, with_defaults
 
 from finetune import recipes
 
@@ -46,7 +48,7 @@ def test_the_layout_changes_no_result(train):
         assert same["val_loss"] == pytest.approx(line["val_loss"], abs=1e-3)
 
 
-def test_a_compiled_net_trains_as_the_plain_one(train):
+def test_a_compiled_model_trains_as_the_plain_one(train):
     flags = ("--recipe", "feature_extractor", "--weights", "starter", "--precision", "no")
     (_, plain), (_, compiled) = train(*flags), train(*flags, "--compile")
     for line, other in zip(metrics(plain), metrics(compiled), strict=True):
@@ -54,8 +56,8 @@ def test_a_compiled_net_trains_as_the_plain_one(train):
 
 
 @pytest.mark.parametrize("precision", ["no", "fp16"])
-def test_a_stopped_run_goes_on_where_it_was(train, monkeypatch, precision):
-    """fp16: the gradient scaler too. Equal but for the order of atomic additions on a GPU."""
+def test_a_resumed_run_continues_where_it_stopped(train, monkeypatch, precision):
+    """With fp16 the gradient scaler's state too. Close, not equal: a GPU's atomic additions have no fixed order."""
     flags = ("--recipe", "finetune", "--epochs", "3", "--precision", precision, "--schedule", "constant")
     _, whole = train(*flags)
     _, run = train(*flags[:2], "--epochs", "1", *flags[4:])
@@ -67,13 +69,8 @@ def test_a_stopped_run_goes_on_where_it_was(train, monkeypatch, precision):
     assert ("scaler" in state) == (precision == "fp16")
 
 
-def test_a_killed_run_on_a_gpu_ends_close_to_one_that_was_not(tmp_path, image_folder):
-    """In processes of their own: CUDA cannot be forked."""
-    import subprocess
-    import sys
-    import time
-
-    from conftest import ROOT, with_defaults
+def test_a_killed_and_resumed_run_ends_close_to_an_uninterrupted_one(tmp_path, image_folder):
+    """In new processes, since CUDA cannot be forked."""
 
     def command(name: str, *more: str) -> list[str]:
         words = with_defaults([*STATEFUL, "--data", str(image_folder), "--output", str(tmp_path / name), *more])

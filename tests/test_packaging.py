@@ -1,10 +1,10 @@
-"""pyproject.toml: what it installs is what requirements.txt installs and what the code imports."""
+"""pyproject.toml and requirements.txt install the same, and exactly what the code imports."""
 
 import ast
 import re
 import sys
 
-from conftest import ROOT
+from support import ROOT
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -13,8 +13,8 @@ else:
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-# Where the name that is imported is not the package's.
-IMPORTED_AS = {"PIL": "pillow", "yaml": "pyyaml"}
+# Packages whose import has another name.
+IMPORTED_AS = {"PIL": "pillow"}
 
 
 def listed() -> set[str]:
@@ -51,7 +51,7 @@ def test_the_code_imports_nothing_that_is_not_installed_with_it():
     packages = {IMPORTED_AS.get(name, name) for name in found - set(sys.stdlib_module_names) - {"finetune", "train"}}
     known = names(PROJECT["dependencies"]) | names(EXTRAS["export"]) | names(EXTRAS["hub"])
     assert len(packages) >= 10
-    assert packages - known <= {"requests"}  # it comes with wandb, whose login is what it reads
+    assert packages - known <= {"requests"}  # a dependency of wandb, used to read wandb's login
     unused = names(PROJECT["dependencies"]) - packages
     assert unused == set(), "a dependency that no module imports"
 

@@ -1,41 +1,31 @@
-"""The verbs of `python -m finetune`, a module each, with `main(arguments) -> exit code`.
+"""The commands of `python -m finetune`: a module each, with `main(arguments) -> exit code`.
 
-A verb's options are a dataclass, their defaults and meanings in it. Heavy imports come after the command line is read.
+A command's options are a dataclass. torch is imported after the command line is parsed, so that help and mistakes are
+quick.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeAlias
 
 import tyro
 
 from finetune.errors import UserError
-from finetune.helptext import with_help
 
-Options = TypeVar("Options")
-
-
-def parse(kind: type[Options], verb: str, arguments: list[str]) -> Options:
-    """The options that a command line gives. Prints help or a wrong flag's error itself and exits, with 0 or 2."""
-    return tyro.cli(
-        with_help(kind),
-        args=arguments,
-        prog=f"python -m finetune {verb}",
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-        compact_help=False,
-        console_outputs=os.environ.get("RANK", "0") == "0",
-    )
+RunArgument: TypeAlias = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+RunsArgument: TypeAlias = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN ...")]
+ImagesArgument: TypeAlias = Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGE ...")]
+RepositoryArgument: TypeAlias = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="REPOSITORY")]
 
 
-def must_be_new(flag: str, path: Path | None) -> Path | None:
-    """A file that is going to be written; a `UserError` where it exists or its folder does not."""
+def new_file(flag: str, path: Path | None) -> Path | None:
+    """The path of a file to write, `~` expanded. Raises `UserError` where it exists or its folder does not."""
     if path is None:
         return None
     path = path.expanduser()
     if path.exists():
-        raise UserError(f"{flag} {path} exists already. Name another, or remove it.")
+        raise UserError(f"{flag} {path} exists already. Name another, or delete it.")
     if not path.absolute().parent.is_dir():
         raise UserError(f"{flag} {path}: there is no folder {path.parent}. Make it first.")
     return path

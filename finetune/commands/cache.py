@@ -1,45 +1,51 @@
-"""List or clear the kept activations of frozen networks.
-
-python -m finetune cache                    # what is kept, the last used at the end
-python -m finetune cache clear              # remove all of it
-python -m finetune cache list --cache-dir PATH
-"""
+"""`cache`: list or clear the cache."""
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
-from rich.table import Table
+import tyro
+
+from finetune.config.command_line import parse
+
+
+@dataclass(frozen=True)
+class Options:
+    """List or clear cached activations and decoded images."""
+
+    action: tyro.conf.Positional[Literal["list", "clear"]] = "list"
+    """list: the files, most recently used last. clear: delete all files."""
+    cache_dir: Path | None = None
+    """The cache folder. None: ~/.cache/finetune/features."""
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command; the exit code."""
-    parser = argparse.ArgumentParser("python -m finetune cache", description=__doc__.partition("\n")[0])
-    parser.add_argument("action", nargs="?", choices=("list", "clear"), default="list")
-    parser.add_argument("--cache-dir", type=Path, help="the folder, where it is not the usual one")
-    given = parser.parse_args(arguments)
+    """Print the list, or clear the cache."""
+    options = parse(Options, "python -m finetune cache", arguments)
 
-    from finetune import store, terminal
+    from rich.table import Table
 
-    folder = given.cache_dir.expanduser() if given.cache_dir else store.default_folder()
-    console = terminal.make_console(True)
-    if given.action == "clear":
-        console.print(f"Removed {store.clear(folder) / 2**20:.1f} MiB from {folder}", soft_wrap=True)
+    from finetune.data import tensor_cache
+    from finetune.reporting import terminal
+
+    folder = tensor_cache.folder(options.cache_dir)
+    console = terminal.make_console(main_process=True)
+    if options.action == "clear":
+        console.print(f"Deleted {tensor_cache.clear(folder) / 2**20:.1f} MiB from {folder}", soft_wrap=True)
         return 0
-    held = store.entries(folder)
+    entries = tensor_cache.entries(folder)
     table = Table(box=None, pad_edge=False)
     for name in ("last used", "MiB", "model", "what", "images", "view", "of"):
         table.add_column(name, justify="right" if name == "MiB" else "left", overflow="fold")
-    for entry in held:
-        told = [entry.about.get(name, "unfinished" if name == "model" else "") for name in ("model", "place", "images")]
-        when = f"{datetime.fromtimestamp(entry.used):%Y-%m-%d %H:%M}"
-        table.add_row(
-            when, f"{entry.size / 2**20:.1f}", *told, entry.about.get("view", ""), entry.about.get("data", "")
-        )
-    if held:
+    for entry in entries:
+        about = {"model": "unfinished"} | entry.about
+        cells = [about.get(name, "") for name in ("model", "place", "images", "view", "data")]
+        table.add_row(f"{datetime.fromtimestamp(entry.used):%Y-%m-%d %H:%M}", f"{entry.size / 2**20:.1f}", *cells)
+    if entries:
         console.print(table)
-    total = sum(entry.size for entry in held)
-    console.print(f"{len(held)} files, {total / 2**20:.1f} MiB in {folder}", soft_wrap=True)
+    total = sum(entry.size for entry in entries)
+    console.print(f"{len(entries)} files, {total / 2**20:.1f} MiB in {folder}", soft_wrap=True)
     return 0

@@ -8,17 +8,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
-
-from finetune.commands import parse
+from finetune.commands import RunArgument
+from finetune.config.command_line import parse
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
-    from finetune.evaluate import Scores
-    from finetune.imagesets import ImageSet, Split
-    from finetune.inference import Ready
+    from rich.console import Console
 
-SHOWN = 10  # errors, confusions and, of more than twice as many, classes in the terminal
+    from finetune.config.settings import Images
+    from finetune.data.types import ImageSet, Split
+    from finetune.inference.predictor import Predictor
+    from finetune.training.evaluation import Scores
+
+SHOWN = 10  # errors and confusions in the terminal; classes too, where there are more than twice as many
 
 
 @dataclass(frozen=True)
@@ -28,77 +30,78 @@ class Options:
     On several processes: accelerate launch --config_file launch/cpu_2proc.yaml -m finetune evaluate RUN
     """
 
-    run: tyro.conf.Positional[Path]
+    run: RunArgument
     """A run's folder, or a model folder."""
     data: str | None = None
-    """Images as train.py takes them. None: those of the run. Their classes are matched with the model's by name."""
+    """Images, as for train.py. None: the run's. Classes are matched with the model's by name."""
     split: Literal["auto", "train", "val", "test", "all"] = "auto"
-    """auto: val; of a folder given with --data that has no splits, all of it."""
+    """auto: val; all, for a --data folder without splits."""
     some_classes: bool = False
     """The images may lack some of the model's classes."""
     tta: bool = False
     """Test-time augmentation: the mean of an image's and its mirror image's probabilities."""
     json: bool = False
-    """One JSON object with all figures, the confusion matrix and every error."""
+    """One JSON object with all metrics, the confusion matrix and every error."""
     output: Path | None = None
-    """Also write evaluation.json, errors.csv and pictures into this new folder."""
+    """Also write evaluation.json, errors.csv and charts into this new folder."""
     skip_bad_images: bool = False
-    """Leave out images that do not decode, and count them."""
+    """Skip images that do not decode, and count them."""
     batch_size: int = 16
-    """Images computed together in each process. The figures of two batch sizes may differ in the last bit."""
+    """Images per batch and process. Results of two batch sizes may differ in the last bit."""
     workers: int = -1
-    """Processes that decode images, per process. -1: none on a CPU, else up to 8."""
+    """Worker processes that decode images, per process. -1: none on a CPU, else up to 8."""
     precision: Literal["run", "auto", "no", "bf16", "fp16"] = "run"
-    """run: as in training. The others as for train.py."""
+    """run: as in training. Others: as for train.py."""
 
 
 def main(arguments: list[str]) -> int:
-    """Print the figures; the exit code. All processes take part, and the main one speaks."""
-    options = parse(Options, "evaluate", arguments)
+    """Print the metrics. Collective; the main process prints."""
+    options = parse(Options, "python -m finetune evaluate", arguments)
     if options.batch_size < 1 or options.workers < -1:
         raise UserError("--batch-size must be at least 1, --workers a number of processes or -1.")
     output = options.output.expanduser() if options.output else None
     if output and output.exists():
-        raise UserError(f"--output {output} exists already. Name a new folder, or remove it.")
+        raise UserError(f"--output {output} exists already. Name a new folder, or delete it.")
 
-    from finetune import inference, terminal
+    from finetune.inference.predictor import open_run
+    from finetune.reporting import terminal
 
-    ready = inference.make_ready(options.run, options.precision)
-    console = terminal.make_console(ready.accelerator.is_main_process)
-    images, imageset = read(ready, options)
+    predictor = open_run(options.run, options.precision, options.tta)
+    console = terminal.make_console(predictor.accelerator.is_main_process)
+    images, imageset = read(predictor, options)
     split, name = choose(images, imageset, options)
-    split = matched(split, imageset.classes, ready.classes, options.some_classes)
-    scores = score(ready, split, options.batch_size, options.workers, options.tta)
-    if not ready.accelerator.is_main_process:
+    split = matched(split, imageset.classes, predictor.classes, options.some_classes)
+    scores = score(predictor, split, options.batch_size, options.workers)
+    if not predictor.accelerator.is_main_process:
         return 0
-    figures = measure(scores, ready.classes, names_of(split))
-    figures = {"run": str(options.run), "data": images.data, "split": name, "tta": options.tta, **figures}
+    about = {"run": str(options.run), "data": images.data, "split": name, "tta": options.tta}
+    metrics = {**about, **measure(scores, predictor.classes, names_of(split))}
     if options.json:
-        print(json.dumps(figures, ensure_ascii=False))
+        print(json.dumps(metrics, ensure_ascii=False))
     else:
-        show(figures, imageset.skipped, console)
+        show(metrics, imageset.skipped, console)
     if output:
-        write(output, figures, scores, ready.classes)
+        write(output, metrics, scores, predictor.classes)
     return 0
 
 
-def read(ready: Ready, options: Options) -> tuple[Any, ImageSet]:
-    """The images' settings, and the images."""
-    from finetune import imagesets
+def read(predictor: Predictor, options: Options) -> tuple[Images, ImageSet]:
+    """The settings of the images, and the images."""
+    from finetune.data import readers
 
-    if options.data is None and not ready.has_run:
-        raise UserError(f"{options.run} is a model without its run: say on which images, with --data.")
-    images, net = ready.recipe.images, ready.opened.net
+    if options.data is None and not predictor.has_run:
+        raise UserError(f"{options.run} is a model without its run: name the images with --data.")
+    images = predictor.recipe.images
     skip = options.skip_bad_images or images.skip_bad_images
     images = replace(images, data=options.data or images.data, skip_bad_images=skip)
-    return images, imagesets.read(images, net.in_channels, ready.recipe.run.seed)
+    return images, readers.read(images, predictor.net.in_channels, predictor.recipe.run.seed)
 
 
-def choose(images: Any, imageset: ImageSet, options: Options) -> tuple[Split, str]:
+def choose(images: Images, imageset: ImageSet, options: Options) -> tuple[Split, str]:
     """The split that `--split` names, and its name."""
     from torch.utils.data import ConcatDataset
 
-    from finetune.imagesets import Split
+    from finetune.data.types import Split
 
     name = options.split
     if name == "auto":
@@ -116,44 +119,49 @@ def choose(images: Any, imageset: ImageSet, options: Options) -> tuple[Split, st
     return imageset.splits[name], name
 
 
-def matched(split: Split, given: list[str], classes: list[str], some: bool) -> Split:
-    """The split with each label as the position that the model gives a class of that name."""
-    unknown, lacking = sorted(set(given) - set(classes)), sorted(set(classes) - set(given))
+def matched(split: Split, names: list[str], classes: list[str], some: bool) -> Split:
+    """The split with its labels, indices into `names`, as indices into the model's `classes`.
+
+    Raises `UserError` where the model lacks one of the names, or, without `some`, the names lack a class.
+    """
+    unknown, lacking = sorted(set(names) - set(classes)), sorted(set(classes) - set(names))
     if unknown or (lacking and not some):
         which = (
             f"the model does not know {', '.join(unknown[:5])}" if unknown else f"no image is {', '.join(lacking[:5])}"
         )
         raise UserError(
             f"the classes do not match: {which}. The model's are {', '.join(classes[:10])}"
-            f"{', …' if len(classes) > 10 else ''}." + ("" if unknown else " If that is meant: --some-classes")
+            f"{', …' if len(classes) > 10 else ''}." + ("" if unknown else " If that is intended: --some-classes")
         )
     position = {name: k for k, name in enumerate(classes)}
-    return replace(split, labels=[position[given[label]] for label in split.labels])
+    return replace(split, labels=[position[names[label]] for label in split.labels])
 
 
-def score(ready: Ready, split: Split, batch_size: int, workers: int, tta: bool) -> Scores:
-    """The scores of every image of the split, on all processes."""
-    from finetune import data, inference
-    from finetune.evaluate import evaluate
+def score(predictor: Predictor, split: Split, batch_size: int, workers: int) -> Scores:
+    """The scores of every image of the split. Collective."""
+    from finetune.data.loader import make_loaders
+    from finetune.training.evaluation import evaluate
+    from finetune.training.step import Feed
 
-    recipe = ready.recipe
+    recipe, accelerator = predictor.recipe, predictor.accelerator
     images, training = replace(recipe.images, workers=workers), replace(recipe.training, eval_batch_size=batch_size)
     recipe = replace(recipe, images=images, training=training)
-    loader = data.make_loaders({"val": split}, ready.preprocess, recipe, ready.accelerator)["val"]
-    model = inference.Mirrored(ready.opened.model) if tta else ready.opened.model
-    return evaluate(model, loader, ready.preprocess, recipe.run.channels_last, ready.accelerator, fill=batch_size)
+    loader = make_loaders({"val": split}, predictor.preprocess, recipe, accelerator)["val"]
+    feed = Feed(predictor.model, loader, predictor.preprocess)
+    return evaluate(feed, accelerator, recipe.run.channels_last, fill=batch_size)
 
 
 def names_of(split: Split) -> list[str]:
-    """What to call each image: its path, or its position where it comes from an array or a named set."""
-    paths = isinstance(split.items, list) and all(isinstance(item, str) for item in split.items)
-    return split.items if paths else [f"#{k}" for k in range(len(split.labels))]
+    """A name for each image: its path, or its position in an array or a torchvision set."""
+    items = split.items
+    if isinstance(items, list) and all(isinstance(item, str) for item in items):
+        return items
+    return [f"#{k}" for k in range(len(split.labels))]
 
 
 def measure(scores: Scores, classes: list[str], names: list[str]) -> dict[str, Any]:
-    """All figures, as JSON takes them."""
-    from finetune import analysis
-    from finetune.figures import calibration, confusion_matrix, largest_confusions, wilson
+    """All metrics, as values for JSON."""
+    from finetune.training.metrics import calibration, confusion_matrix, largest_confusions, per_class, wilson
 
     low, high = wilson(scores.accuracy, len(scores.labels))
     matrix = confusion_matrix(scores.first(), len(classes))
@@ -164,60 +172,60 @@ def measure(scores: Scores, classes: list[str], names: list[str]) -> dict[str, A
         "accuracy_interval": [low, high],
         "top5": scores.top5,
         "calibration_error": calibration(scores.first()).error,
-        "classes": [asdict(row) for row in analysis.per_class(scores, classes)],
+        "classes": [asdict(row) for row in per_class(scores.first(), classes)],
         "confusion": matrix.tolist(),
         "confusions": [
             {"true": classes[row], "predicted": classes[column], "images": count}
             for row, column, count in largest_confusions(matrix, SHOWN)
         ],
-        "errors": analysis.errors(scores, classes, names),
+        "errors": scores.errors(classes, names),
     }
 
 
-def show(figures: dict[str, Any], skipped: int, console: Any) -> None:
-    """The figures as tables."""
+def show(metrics: dict[str, Any], skipped: int, console: Console) -> None:
+    """Print the metrics as tables."""
     from rich.table import Table
 
-    low, high = figures["accuracy_interval"]
-    wrong = f"{skipped} images do not decode and are left out. " if skipped else ""
-    console.print(f"{wrong}{figures['images']} images of {figures['data']}, split {figures['split']}", soft_wrap=True)
+    low, high = metrics["accuracy_interval"]
+    note = f"{skipped} images do not decode and are skipped. " if skipped else ""
+    console.print(f"{note}{metrics['images']} images of {metrics['data']}, split {metrics['split']}", soft_wrap=True)
     console.print(
-        f"accuracy {figures['accuracy']:.4f} (95 % interval {low:.3f} to {high:.3f})  top-5 {figures['top5']:.4f}  "
-        f"loss {figures['loss']:.4f}  calibration error {figures['calibration_error']:.4f}\n"
+        f"accuracy {metrics['accuracy']:.4f} (95 % interval {low:.3f} to {high:.3f})  top-5 {metrics['top5']:.4f}  "
+        f"loss {metrics['loss']:.4f}  calibration error {metrics['calibration_error']:.4f}\n"
     )
-    rows = figures["classes"]
+    rows = metrics["classes"]
     many = len(rows) > 2 * SHOWN
     rows = sorted((row for row in rows if row["images"]), key=lambda row: row["f1"])[:SHOWN] if many else rows
     table = Table("class", *("images", "precision", "recall", "F1"), box=None, pad_edge=False, title_justify="left",
-                  title=f"The {SHOWN} weakest of {len(figures['classes'])} classes" if many else None)  # fmt: skip
+                  title=f"The {SHOWN} weakest of {len(metrics['classes'])} classes" if many else None)  # fmt: skip
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:
         table.add_row(row["name"], str(row["images"]), *(f"{row[key]:.3f}" for key in ("precision", "recall", "f1")))
     console.print(table)
-    if figures["confusions"]:
+    if metrics["confusions"]:
         console.print("\nmost confused: true → predicted (images)")
-    for row in figures["confusions"]:
+    for row in metrics["confusions"]:
         console.print(f"  {row['true']} → {row['predicted']} ({row['images']})", soft_wrap=True)
-    worst = figures["errors"][:SHOWN]
+    worst = metrics["errors"][:SHOWN]
     if worst:
-        console.print(f"\nworst of {len(figures['errors'])} errors: image, true, predicted")
+        console.print(f"\nworst of {len(metrics['errors'])} errors: image, true, predicted")
     for row in worst:
-        said = f"{row['true']}, {row['predicted']} {row['probability']:.1%}"
-        console.print(f"  {row['image']}  {said}", soft_wrap=True)
+        labels = f"{row['true']}, {row['predicted']} {row['probability']:.1%}"
+        console.print(f"  {row['image']}  {labels}", soft_wrap=True)
 
 
-def write(folder: Path, figures: dict[str, Any], scores: Scores, classes: list[str]) -> None:
-    """The figures, the errors and pictures, as files."""
-    from finetune import charts
+def write(folder: Path, metrics: dict[str, Any], scores: Scores, classes: list[str]) -> None:
+    """Write evaluation.json, errors.csv and charts into a new folder."""
+    from finetune.reporting import charts
 
     try:
         folder.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"--output {folder} cannot be made: {error.strerror}.") from error
-    (folder / "evaluation.json").write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+    (folder / "evaluation.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
     with (folder / "errors.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, ["image", "true", "predicted", "probability", "loss"])
         table.writeheader()
-        table.writerows(figures["errors"])
-    charts.of_guesses(folder, scores.first(), classes, figures["split"])
+        table.writerows(metrics["errors"])
+    charts.of_predictions(folder, scores.first(), classes, metrics["split"])

@@ -1,70 +1,73 @@
-"""`plot`: draw a run's pictures again."""
+"""`plot`: draw a run's charts and image grids again."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tyro
-
-from finetune.commands import parse
+from finetune.commands import RunArgument
+from finetune.config.command_line import parse
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
-    from finetune.evaluate import Scores
-    from finetune.inference import Ready
+    from torch.utils.data import DataLoader
+
+    from finetune.inference.predictor import Predictor
+    from finetune.training.evaluation import Scores
 
 
 @dataclass(frozen=True)
 class Options:
-    """Draw a run's pictures again, into its plots/, from what it wrote down; of a run that goes on, as far as it is.
+    """Draw a run's charts and image grids again, into its plots/.
 
-    The grids of images need the images: where they are gone, the charts alone are drawn.
+    A run that has not ended is drawn up to its last epoch. Without the images, only the charts are drawn.
     """
 
-    run: tyro.conf.Positional[Path]
+    run: RunArgument
     """A run's folder."""
 
 
 def main(arguments: list[str]) -> int:
-    """Draw and say where; the exit code."""
-    options = parse(Options, "plot", arguments)
+    """Draw, and print the folder."""
+    options = parse(Options, "python -m finetune plot", arguments)
 
-    from finetune import analysis, charts, data, imagesets, inference, plots, runs
+    from finetune.data import readers
+    from finetune.data.loader import make_loaders
+    from finetune.inference.predictor import open_run
+    from finetune.reporting import charts, image_grids, run_folder
+    from finetune.training.evaluation import Scores
 
-    run = runs.read(options.run)
-    ready = inference.make_ready(options.run, "run")
-    folder, best = run.folder / "plots", run.summary["best_epoch"]
-    if not any(line["epoch"] == best for line in run.history):
-        raise UserError(f"{run.folder}: metrics.jsonl has no epoch {best}, the best one by summary.json.")
-    kept = run.folder / "validation.safetensors"
-    scores, of_epoch = analysis.load(kept) if kept.is_file() else (None, 0)
-    scores = scores if of_epoch == best else None
-    if scores is not None and int(scores.guesses.max()) >= len(ready.classes):
-        raise UserError(
-            f"{kept} is another model's: it knows more classes. Remove it, and the images are scored again."
-        )
+    run = run_folder.read(options.run)
+    predictor = open_run(options.run, "run")
+    recipe, folder, best = predictor.recipe, run.folder / "plots", run.summary["best_epoch"]
+    if not any(record["epoch"] == best for record in run.history):
+        raise UserError(f"{run.folder}: metrics.jsonl lacks epoch {best}, the best one in summary.json.")
+    path = run.folder / run_folder.SCORES
+    scores, epoch = Scores.load(path) if path.is_file() else (None, 0)
+    scores = scores if epoch == best else None
+    if scores is not None and int(scores.predictions.max()) >= len(predictor.classes):
+        raise UserError(f"{path} belongs to a model with more classes. Delete it, and the images are scored again.")
     folder.mkdir(exist_ok=True)
+    charts.curves(folder / "curves.png", run.history, best)
     try:
-        imageset = imagesets.read(ready.recipe.images, ready.opened.net.in_channels, ready.recipe.run.seed)
+        imageset = readers.read(recipe.images, predictor.net.in_channels, recipe.run.seed)
     except UserError as error:
-        print(f"The charts alone, since the images cannot be read: {error}")
-        charts.curves(folder / "curves.png", run.history, best)
-        if scores is not None:
-            charts.of_guesses(folder, scores.first(), ready.classes, "Validation")
+        print(f"Only the charts are drawn, since the images cannot be read: {error}")
     else:
-        loaders = data.make_loaders(imageset.splits, ready.preprocess, ready.recipe, ready.accelerator)
+        loaders = make_loaders(imageset.splits, predictor.preprocess, recipe, predictor.accelerator)
         if scores is None or scores.labels.tolist() != imageset.splits["val"].labels:
-            scores = score(ready, loaders)
-        plots.draw_all(folder, run.history, best, loaders, scores, ready.classes)
+            scores = _score(predictor, loaders["val"])
+        image_grids.of_run(folder, loaders, scores, predictor.classes)
+    if scores is not None:
+        charts.of_predictions(folder, scores.first(), predictor.classes, "Validation")
     print(f"Pictures  {folder}")
     return 0
 
 
-def score(ready: Ready, loaders: dict) -> Scores:
-    """The model's scores on the validation images, for a run that did not leave them."""
-    from finetune.evaluate import evaluate
+def _score(predictor: Predictor, loader: DataLoader) -> Scores:
+    """The model's scores on the validation images, for a run without them."""
+    from finetune.training.evaluation import evaluate
+    from finetune.training.step import Feed
 
-    channels_last = ready.recipe.run.channels_last
-    return evaluate(ready.opened.model, loaders["val"], ready.preprocess, channels_last, ready.accelerator)
+    feed = Feed(predictor.model, loader, predictor.preprocess)
+    return evaluate(feed, predictor.accelerator, predictor.recipe.run.channels_last)

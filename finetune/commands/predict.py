@@ -10,89 +10,90 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
-
-from finetune.commands import must_be_new, parse
+from finetune.commands import ImagesArgument, RunArgument, new_file
+from finetune.config.command_line import parse
+from finetune.data.image_files import EXTENSIONS, is_image
 from finetune.errors import UserError
-from finetune.folders import EXTENSIONS
 
 if TYPE_CHECKING:
-    from finetune.inference import Answer
+    from finetune.inference.predictor import Prediction
 
-GRID = 40  # images of --grid
+GRID = 40  # images in --grid
 
 
 @dataclass(frozen=True)
 class Options:
-    """Classify images with a run's model: a line per image, the most probable classes first."""
+    """Classify images with a run's model: one line per image, most probable classes first."""
 
-    run: tyro.conf.Positional[Path]
+    run: RunArgument
     """A run's folder, or a model folder."""
-    images: tyro.conf.Positional[tuple[str, ...]]
-    """Image files, folders (searched to any depth), patterns such as 'photos/*.jpg', or - for a list on stdin."""
+    images: ImagesArgument
+    """Image files, folders (with their subfolders), patterns such as 'photos/*.jpg', or - for a list on stdin."""
     topk: int = 5
     """Classes per image."""
     json: bool = False
-    """A JSON object per line: path, class, probability, top; or path and error."""
+    """One JSON object per line: path, class, probability, top; or path and error."""
     csv: bool = False
-    """Comma-separated values, with a first line of names."""
+    """Comma-separated values with a header."""
     grid: Path | None = None
-    """Also draw the first images with their answers, as a new .png file."""
+    """Also draw the first images with their predictions: a new .png file."""
     tta: bool = False
     """Test-time augmentation: the mean of an image's and its mirror image's probabilities."""
     batch_size: int = 16
-    """Images computed together. The answers of two batch sizes may differ in the last bit."""
+    """Images per batch. Predictions of two batch sizes may differ in the last bit."""
     workers: int = -1
-    """Processes that decode images. -1: none on a CPU, else up to 8."""
+    """Worker processes that decode images. -1: none on a CPU, else up to 8."""
     precision: Literal["run", "auto", "no", "bf16", "fp16"] = "run"
-    """run: as in training. The others as for train.py."""
+    """run: as in training. Others: as for train.py."""
 
 
 def main(arguments: list[str]) -> int:
-    """Print the answers as they come. Images that do not decode have the error in their row, and at the end exit 2."""
-    options = parse(Options, "predict", arguments)
+    """Print the predictions as they are computed.
+
+    The row of an image that does not decode says why. Raises `UserError` at the end where there was one.
+    """
+    options = parse(Options, "python -m finetune predict", arguments)
     if options.topk < 1 or options.batch_size < 1:
         raise UserError("--topk and --batch-size must be at least 1.")
     if options.json and options.csv:
         raise UserError("--json or --csv: choose one.")
-    grid = must_be_new("--grid", options.grid)
+    grid = new_file("--grid", options.grid)
     paths = find(options.images)
 
     from rich.console import Console
     from rich.progress import track
 
-    from finetune import inference
+    from finetune.inference.predictor import open_run, predict
 
-    ready = inference.make_ready(options.run, options.precision)
-    model = inference.Mirrored(ready.opened.model) if options.tta else ready.opened.model
+    predictor = open_run(options.run, options.precision, options.tta)
     bar = Console(stderr=True)
-    hidden = not bar.is_terminal or sys.stdout.isatty()  # rows on a terminal are progress enough
-    found = inference.answers(ready, paths, options.topk, options.batch_size, options.workers, model)
-    shown = track(found, "images", len(paths), console=bar, transient=True, disable=hidden)
-    kept, bad = write(shown, ready.classes, options)
+    hidden = not bar.is_terminal or sys.stdout.isatty()  # rows in the terminal show the progress
+    predictions = predict(predictor, paths, options.topk, options.batch_size, options.workers)
+    tracked = track(predictions, "images", len(paths), console=bar, transient=True, disable=hidden)
+    first, bad = write(tracked, predictor.classes, options)
     if grid:
-        from finetune import plots
+        from finetune.reporting import image_grids
 
-        plots.answers(grid, kept, ready.classes)
+        image_grids.answers(grid, first, predictor.classes)
     if bad:
         raise UserError(f"{bad} of {len(paths)} images could not be read; their rows say why.")
     return 0
 
 
 def find(words: Iterable[str]) -> list[str]:
-    """The image files that the words name, in order; a `UserError` for one that names none."""
+    """The image files that paths and patterns name, in order. Raises `UserError` for one that names none."""
     paths: list[str] = []
     for word in words:
         if word == "-":
             paths += [line.strip() for line in sys.stdin if line.strip()]
         elif os.path.isdir(word):  # noqa: PTH112
             inside = sorted(
-                os.path.join(place, name)
-                for place, _, names in os.walk(word, followlinks=True)
+                os.path.join(folder, name)
+                for folder, _, names in os.walk(word, followlinks=True)
                 for name in names
-                if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+                if is_image(name)
             )
             if not inside:
                 raise UserError(f"{word} holds no image. Images are: {' '.join(EXTENSIONS)}")
@@ -109,33 +110,33 @@ def find(words: Iterable[str]) -> list[str]:
     return paths
 
 
-def write(answers: Iterable[Answer], classes: list[str], options: Options) -> tuple[list[Answer], int]:
-    """Print each answer as it comes; the first ones, for a picture, and how many images could not be read."""
-    kept, bad = [], 0
+def write(predictions: Iterable[Prediction], classes: list[str], options: Options) -> tuple[list[Prediction], int]:
+    """Print each prediction; the first ones, for the grid, and the number of images that do not decode."""
+    first, bad = [], 0
     count = min(options.topk, len(classes))
-    names = [f"{what}_{k}" for k in range(1, count + 1) for what in ("class", "probability")]
+    columns = [f"{name}_{k}" for k in range(1, count + 1) for name in ("class", "probability")]
     table = csv.writer(sys.stdout, lineterminator="\n") if options.csv else None
     if table:
-        table.writerow(["path", "error", *names])
-    for answer in answers:
-        bad += bool(answer.error)
-        if options.grid and len(kept) < GRID and not answer.error:
-            kept.append(answer)
-        top = [(classes[k], probability) for k, probability in answer.top]
+        table.writerow(["path", "error", *columns])
+    for prediction in predictions:
+        bad += bool(prediction.error)
+        if options.grid and len(first) < GRID and not prediction.error:
+            first.append(prediction)
+        top = [(classes[k], probability) for k, probability in prediction.top]
         if table:
-            table.writerow([answer.path, answer.error, *(value for pair in top for value in pair)])
+            table.writerow([prediction.path, prediction.error, *(value for pair in top for value in pair)])
         elif options.json:
-            print(json.dumps(as_object(answer, top), ensure_ascii=False))
+            print(json.dumps(as_object(prediction, top), ensure_ascii=False))
         else:
-            said = "  ".join(f"{name} {probability:.1%}" for name, probability in top)
-            print(f"{answer.path}  {said or 'ERROR ' + answer.error}")
+            shown = "  ".join(f"{name} {probability:.1%}" for name, probability in top)
+            print(f"{prediction.path}  {shown or 'ERROR ' + prediction.error}")
         sys.stdout.flush()
-    return kept, bad
+    return first, bad
 
 
-def as_object(answer: Answer, top: list[tuple[str, float]]) -> dict:
-    """An answer for `--json`; probabilities are the float32 numbers, unrounded."""
-    if answer.error:
-        return {"path": answer.path, "error": answer.error}
+def as_object(prediction: Prediction, top: list[tuple[str, float]]) -> dict[str, Any]:
+    """A prediction for `--json`; probabilities are the float32 numbers, unrounded."""
+    if prediction.error:
+        return {"path": prediction.path, "error": prediction.error}
     listed = [{"class": name, "probability": probability} for name, probability in top]
-    return {"path": answer.path, **listed[0], "top": listed}
+    return {"path": prediction.path, **listed[0], "top": listed}

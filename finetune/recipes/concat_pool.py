@@ -1,17 +1,20 @@
-"""A richer head on the mean and the maximum of the last map, more augmentation, and the body thawed behind it.
+"""Train a head on average and max pooling with strong augmentation, then all layers.
 
     python train.py --recipe concat_pool --data flowers102 --model densenet161
 
-Source: the Flowers-102 write-up with DenseNet-161: concatenated pools, BatchNorm, dropout 0.35 and 1024 hidden units;
+Source: the Flowers-102 write-up with DenseNet-161: concatenated pooling, BatchNorm, dropout 0.35 and 1024 hidden units;
 rotation by 25 degrees and colour jitter; layers unfrozen selectively, here after the head's first epochs.
 
-Measured, best validation accuracy, mean ± standard deviation over seeds 0 to 4: 0.978 ± 0.008 on the starter set, 0.950
-± 0.010 on ants and bees with squeezenet1_0. That is with four views of each training image while the head is trained
-alone, the same as fresh augmentation in three epochs; 1 and 2 `--views` give 0.978 ± 0.013 and 0.982 ± 0.012 on the
-former, 0.950 ± 0.006 and 0.948 ± 0.000 on the latter (`python -m benchmarks.views`). Not measured on Flowers-102.
+Measured: best validation accuracy, mean ± standard deviation over seeds 0 to 4, by `--views` while the head is trained
+alone (default 4, in three epochs the same as new augmentation in each; `python -m benchmarks.views`). Ants and bees are
+with squeezenet1_0. Not measured on Flowers-102.
+
+    --views        1              2              4
+    starter set    0.978 ± 0.013  0.982 ± 0.012  0.978 ± 0.008
+    ants and bees  0.950 ± 0.006  0.948 ± 0.000  0.950 ± 0.010
 """
 
-from finetune.recipe import Images, Net, Rate, Recipe, Training
+from finetune.config.settings import Images, Net, Rate, Recipe, Training
 
 SETTINGS = Recipe(
     recipe="concat_pool",
@@ -30,5 +33,5 @@ SETTINGS = Recipe(
 
 
 def rate(settings: Recipe, depth: int, depths: int) -> Rate | None:
-    """The head from the start; all else after `--head-epochs`, at `--body-scale` of its rate."""
+    """Train the head from the start, all other depths after `--head-epochs` at `--body-scale` of its rate."""
     return Rate(1.0) if depth == depths - 1 else Rate(settings.depths.body_scale, start=settings.depths.head_epochs)

@@ -2,13 +2,14 @@
 
     accelerate launch train.py --recipe finetune --data path/to/folder --model resnet18
 
-Source: the first scenario of PyTorch's transfer-learning tutorial (Chilamkurthy 2017). Measured, best validation
-accuracy, mean ± standard deviation over seeds 0 to 2, on ants and bees with squeezenet1_0: 0.937 ± 0.004. The
-tutorial's own settings (SGD at 1e-3, batch 4, a step schedule) give 0.651 ± 0.094. One seed each on the way: 0.935
-without label smoothing; then 0.922 at twice the rate, 0.810 at four times.
+Source: the first scenario of PyTorch's transfer-learning tutorial (Chilamkurthy 2017).
+
+Measured on ants and bees with squeezenet1_0: best validation accuracy 0.937 ± 0.004, mean ± standard deviation over
+seeds 0 to 2. The tutorial's own settings (SGD at 1e-3, batch 4, step schedule) give 0.651 ± 0.094. With one seed: 0.935
+without label smoothing; then 0.922 at twice the learning rate, 0.810 at four times.
 """
 
-from finetune.recipe import Images, Rate, Recipe, Training
+from finetune.config.settings import Images, Rate, Recipe, Training
 
 SETTINGS = Recipe(
     recipe="finetune",
@@ -27,5 +28,5 @@ SETTINGS = Recipe(
 
 
 def rate(settings: Recipe, depth: int, depths: int) -> Rate | None:
-    """Everything is trained at one rate."""
+    """Train all depths at one rate."""
     return Rate(1.0)

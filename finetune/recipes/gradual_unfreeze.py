@@ -1,16 +1,19 @@
-"""Train the head first, then one depth more every few epochs.
+"""Train the head first, then unfreeze one more depth every few epochs.
 
     python train.py --recipe gradual_unfreeze --data path/to/folder --model resnet18 --unfreeze-every 2
 
-Each depth, from the head back, starts `--unfreeze-every` epochs after the one behind it; its BatchNorm keeps its
-statistics until then. Source: Howard & Ruder 2018 (ULMFiT), where rates also fall towards the stem: `--decay`.
-Measured, best validation accuracy, mean ± standard deviation over seeds 0 to 4: 0.973 ± 0.006 on the starter set, 0.939
-± 0.010 on ants and bees with squeezenet1_0. That is with four views of each training image; 1 and 2 `--views` and fresh
-augmentation in each epoch give 0.976 ± 0.010, 0.971 ± 0.005 and 0.972 ± 0.007 on the former, 0.935 ± 0.012, 0.937 ±
-0.013 and 0.935 ± 0.012 on the latter (`python -m benchmarks.views`).
+From the head back, each depth starts `--unfreeze-every` epochs after the next; until then its BatchNorm keeps its
+statistics. Source: Howard & Ruder 2018 (ULMFiT), where learning rates also fall towards the stem (`--decay`).
+
+Measured: best validation accuracy, mean ± standard deviation over seeds 0 to 4, by `--views` (default 4, 0 is new
+augmentation in every epoch; `python -m benchmarks.views`). Ants and bees are with squeezenet1_0.
+
+    --views        1              2              4              0
+    starter set    0.976 ± 0.010  0.971 ± 0.005  0.973 ± 0.006  0.972 ± 0.007
+    ants and bees  0.935 ± 0.012  0.937 ± 0.013  0.939 ± 0.010  0.935 ± 0.012
 """
 
-from finetune.recipe import Depths, Images, Rate, Recipe, Training
+from finetune.config.settings import Depths, Images, Rate, Recipe, Training
 
 SETTINGS = Recipe(
     recipe="gradual_unfreeze",
@@ -29,6 +32,6 @@ SETTINGS = Recipe(
 
 
 def rate(settings: Recipe, depth: int, depths: int) -> Rate | None:
-    """A depth starts the later, the further it is from the head."""
-    behind = depths - 1 - depth
-    return Rate(settings.depths.decay**behind, start=behind * settings.depths.unfreeze_every)
+    """Start each depth `--unfreeze-every` epochs after the next one towards the head, at `--decay` of its rate."""
+    from_head = depths - 1 - depth
+    return Rate(settings.depths.decay**from_head, start=from_head * settings.depths.unfreeze_every)

@@ -1,19 +1,21 @@
-"""Grey images through a colour net: its first layer converted, a small perceptron as head, the rest frozen.
+"""Train an MLP head on frozen features of grey images, with the first layer converted to one channel.
 
     python train.py --recipe grayscale --data path/to/arrays.npz --model resnet50
 
 Source: the grey-image write-up, with arrays x_train, y_train, x_test, y_test and ResNet-50. It converts the first layer
-by luma (`--first-layer luma`), which makes a grey image's response a third of what the frozen layers know; the default
-here is the sum of the three channels, which leaves it as it was.
+by `--first-layer luma`, which makes the response to grey a third of what the frozen layers were trained on. The default
+here, sum, keeps it.
 
-Measured, best validation accuracy, mean ± standard deviation over seeds 0 to 4: 0.920 ± 0.003 on ants and bees in grey
-with squeezenet1_0 (0.941 in colour, `feature_extractor`); 0.925 ± 0.013 on the starter set (0.977). That is with four
-views of each training image; 1 and 2 `--views` and fresh augmentation in each epoch give 0.915 ± 0.011, 0.919 ± 0.011
-and 0.920 ± 0.003 on the former, 0.924 ± 0.009, 0.926 ± 0.004 and 0.921 ± 0.011 on the latter (`python -m
-benchmarks.views`). Not measured with ResNet-50 or the write-up's own arrays.
+Measured: best validation accuracy, mean ± standard deviation over seeds 0 to 4, in grey, by `--views` (default 4, 0 is
+new augmentation in every epoch; `python -m benchmarks.views`). Ants and bees are with squeezenet1_0. In colour,
+`feature_extractor` has 0.977 and 0.941. Not measured with ResNet-50 or the write-up's own arrays.
+
+    --views        1              2              4              0
+    starter set    0.924 ± 0.009  0.926 ± 0.004  0.925 ± 0.013  0.921 ± 0.011
+    ants and bees  0.915 ± 0.011  0.919 ± 0.011  0.920 ± 0.003  0.920 ± 0.003
 """
 
-from finetune.recipe import Images, Net, Rate, Recipe, Training
+from finetune.config.settings import Images, Net, Rate, Recipe, Training
 
 SETTINGS = Recipe(
     recipe="grayscale",
@@ -24,5 +26,5 @@ SETTINGS = Recipe(
 
 
 def rate(settings: Recipe, depth: int, depths: int) -> Rate | None:
-    """The head alone is trained."""
+    """Train the head alone."""
     return Rate(1.0) if depth == depths - 1 else None

@@ -1,13 +1,13 @@
-"""Small images through frozen VGG-16 features, with the pool and the classifier swapped.
+"""Train an MLP head on frozen VGG-16 features of CIFAR-10.
 
     python train.py --recipe vgg_cifar10
 
-Source: the CIFAR-10 write-up: 32 × 32 pixels as they are, no augmentation, batch 1024, Adam at 1e-3, 5 epochs; the map
-is pooled to 3 × 3 and classified by 4608 → 512 → 128 → 10. Its 71.35 % on the training images have not been
-measured here: that needs a download.
+Source: the CIFAR-10 write-up: 32 × 32 pixels, no augmentation, batch 1024, Adam at 1e-3, 5 epochs; the last feature map
+is pooled to 3 × 3 and classified by 4608 → 512 → 128 → 10. Its 71.35 % on the training images are not measured here:
+that needs a download.
 """
 
-from finetune.recipe import Images, Net, Rate, Recipe, Training
+from finetune.config.settings import Images, Net, Rate, Recipe, Training
 
 SETTINGS = Recipe(
     recipe="vgg_cifar10",
@@ -18,5 +18,5 @@ SETTINGS = Recipe(
 
 
 def rate(settings: Recipe, depth: int, depths: int) -> Rate | None:
-    """The head alone is trained."""
+    """Train the head alone."""
     return Rate(1.0) if depth == depths - 1 else None

@@ -1,23 +1,20 @@
-"""The built-in image sets: made by code, once, in the user's cache folder, and read like any other image folder."""
+"""The built-in image sets: drawn by code, once, into the user's cache folder, and read like any other folder."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 from finetune.errors import UserError
+from finetune.runtime import files
 
 PARTS = {"starter": "target", "starter-source": "source"}
 
 
 def path(data: str) -> str:
-    """`--data` as a folder: one of the built-in sets is made on first use, anything else is given back as it is."""
+    """The folder of a built-in set, which is drawn on first use; any other `--data` is returned unchanged."""
     if data not in PARTS:
         return data
     from finetune.starter import images
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune"
-    folder = cache / f"starter-{images.VERSION}" / PARTS[data]
+    folder = files.cache_folder() / f"starter-{images.VERSION}" / PARTS[data]
     if not folder.is_dir():
         try:
             images.write(folder, PARTS[data])

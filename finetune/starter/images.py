@@ -1,8 +1,8 @@
 """The starter set: invented beetles, drawn by code, to show transfer learning without a download.
 
-A class is a species: its genes fix the outline, legs, horns and wing-case pattern, and whether its marks are
-light on dark or dark on light. An image is one individual: its own hues, pose, size, light and litter. Hues
-are drawn afresh each time, so they tell nothing. The target set is small; the source set is for pretraining.
+A class is a species: its genes fix the outline, legs, horns and wing-case pattern, and whether its marks are light on
+dark or dark on light. An image is one individual, with hues, pose, size, light and litter of its own. Hues are random,
+so they tell nothing of the class. The target set is small; the source set is for pretraining.
 """
 
 import colorsys
@@ -29,7 +29,7 @@ SPECIES: dict[Part, dict[str, int]] = {  # class names and species numbers; no n
     "source": {a + b: number for number, (a, b) in enumerate(product(STEMS, ENDINGS), start=len(TARGET))},
 }
 COUNTS = {"target": {"train": 36, "val": 20}, "source": {"train": 220, "val": 20}}  # images per class
-FIRST = {"train": 0, "val": 1_000_000}  # first individual; far apart, so that the phases never share one
+FIRST = {"train": 0, "val": 1_000_000}  # first individual; far apart, so that the splits never share one
 PATTERNS = ("spots", "bands", "rings", "stripes", "diamonds", "chevrons", "checks", "eyes")
 BLACK, BICUBIC = (14, 12, 10), Image.Resampling.BICUBIC
 T = np.linspace(0, 1, 8)[:, None]  # steps along a curve
@@ -62,8 +62,8 @@ def mirrored(half_widths: Array, top: float, length: float) -> Array:
 
 
 def pattern(species: int, rng: Rng) -> list[tuple[Array, int]]:
-    """The right wing case's marks: ordered polygons, with 1 for the mark colour 0 for the shell's."""
-    # Here x goes from 0 at the seam to 1 at the rim, and y from 0 at the shoulders to 1 at the tail.
+    """The right wing case's marks: polygons in drawing order, each in the marks' colour (1) or the shell's (0)."""
+    # x runs from 0 at the seam to 1 at the rim, y from 0 at the shoulders to 1 at the tail.
     out: list[tuple[Array, int]] = []
     kind, gene = PATTERNS[species % len(PATTERNS)], genes(species, 3)
     n, layout, fat = gene.random(6), gene.random((4, 2)) < 0.7, rng.normal(1, 0.1)
@@ -85,7 +85,9 @@ def pattern(species: int, rng: Rng) -> list[tuple[Array, int]]:
             y = 0.08 + 0.84 * (row + 0.5) / rows + 0.1 * (n[3] - 0.5) + rng.normal(0, 0.012)
             radii = np.minimum([0.5 / columns, 0.4 / rows], [0.36, 0.17])
             radii *= 1.3 if kind == "checks" else (0.7 + 0.35 * n[4]) * fat
-            out += [(blob(x, y, *(radii * (1 - k / rings)), corners), 1 - k % 2) for k in range(rings)]
+            for k in range(rings):
+                rx, ry = radii * (1 - k / rings)
+                out.append((blob(x, y, rx, ry, corners), 1 - k % 2))
     return out
 
 
@@ -106,7 +108,7 @@ def limbs(species: int, head: float, chest: float, top: float, rng: Rng) -> list
     root = np.array([head * 0.6, top + 0.03])
     end = root + reach * np.array([np.sin(way), -np.cos(way)])
     out.append(blade(root, (root + end) / 2 + bow * np.array([np.cos(way), np.sin(way)]), end, 0.02, 0.014))
-    out += [blob(*end, 0.04, 0.04, 8)] * (gene.random() < 0.5)  # some antennae end in clubs
+    out += [blob(end[0], end[1], 0.04, 0.04, 8)] * (gene.random() < 0.5)  # some antennae end in clubs
     h = gene.uniform(0.16, 0.34)
     horns = (  # start, bend, end and two widths, measured from the middle of the head's front
         ([head * 0.5, 0.03], [head + h * 0.8, -h * 0.4], [head * 0.1, -h], 0.07, 0.015),  # a stag's jaws
@@ -180,7 +182,7 @@ def beetle(picture: Image.Image, species: int, rng: Rng) -> None:
     chests = chest * (front + (1 - front) * y) + bulge * np.sin(np.pi * y) - 0.03 * (np.abs(y - 0.5) > 0.45)
     thorax = place(mirrored(chests, -chest_y - 0.01, chest_y + 0.03))
 
-    # The light may come from anywhere; shadows lie behind the body, away from it.
+    # The light comes from any side; shadows lie behind the body, away from it.
     sun = scale * 0.09 * np.array([np.cos(9 * angle), np.sin(9 * angle)])
     glow(picture, cases - sun, BLACK, 0.7)
     glow(picture, thorax - sun, BLACK, 0.7)
@@ -213,7 +215,8 @@ def draw(species: int, individual: int) -> Image.Image:
     # The ground is drawn small, to look out of focus; the beetle is drawn double, to get smooth edges.
     earth = [Image.new("RGB", size, hsv(rng, (0.06, 0.22), (0.1, 0.45), (0.25, 0.7))) for _ in range(2)]
     grains = [Image.fromarray(rng.integers(0, 256, (k, k), dtype=np.uint8)) for k in (6, 45)]
-    picture = Image.composite(*earth, Image.blend(*(grain.resize(size, BICUBIC) for grain in grains), 0.45))
+    coarse, fine = (grain.resize(size, BICUBIC) for grain in grains)
+    picture = Image.composite(earth[0], earth[1], Image.blend(coarse, fine, 0.45))
     litter(picture, rng.choice(["leaf", "pebble", "grass"], rng.integers(4, 11)).tolist(), rng)
     picture = picture.resize((2 * width, 2 * height), Image.Resampling.BILINEAR)
     beetle(picture, species, rng)
@@ -227,13 +230,13 @@ def draw(species: int, individual: int) -> Image.Image:
 
 
 def write(folder: Path, part: Part) -> None:
-    """Write a part as folder/train/<class>/*.jpg and folder/val/<class>/*.jpg; folder must not exist yet."""
+    """Write a part as folder/train/<class>/*.jpg and folder/val/<class>/*.jpg. Raises `OSError` if folder exists."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Made under a temporary name beside the folder, then renamed: the folder is there whole or not at all.
+    # Written under a temporary name, then renamed: the folder is complete or missing.
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        for (name, species), (phase, count) in product(SPECIES[part].items(), COUNTS[part].items()):
-            home = Path(temporary, "whole", phase, name)
+        for (name, species), (split, count) in product(SPECIES[part].items(), COUNTS[part].items()):
+            home = Path(temporary, "whole", split, name)
             home.mkdir(parents=True)
-            for individual in range(FIRST[phase], FIRST[phase] + count):
+            for individual in range(FIRST[split], FIRST[split] + count):
                 draw(species, individual).save(home / f"{individual:07d}.jpg", quality=88)
         Path(temporary, "whole").rename(folder)

@@ -1,4 +1,4 @@
-"""The scripts of launch/ on a real Slurm cluster of two nodes, which this file brings up on one Debian machine.
+"""The scripts of launch/ on a real Slurm cluster of two nodes, brought up on one Debian machine.
 
 python -m pytest -m slurm -n 0        # as root; installs Slurm's packages where they are missing
 """
@@ -18,8 +18,8 @@ from pathlib import Path
 import psutil
 import pytest
 import wandb_file
-from conftest import ROOT, metrics, write_images
 from safetensors.torch import load_file
+from support import ROOT, metrics, write_images
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.slurm
@@ -59,7 +59,7 @@ class Cluster:
         return int(re.search(r"Restarts=(\d+)", self.run("scontrol", "show", "job", job)).group(1))
 
     def seconds(self, job: str) -> int:
-        """For how long the job has run."""
+        """The job's running time."""
         hours, minutes, seconds = re.search(
             r"RunTime=(\d+):(\d+):(\d+)", self.run("scontrol", "show", "job", job)
         ).groups()
@@ -102,7 +102,7 @@ def training(tmp_path_factory) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def whole(cluster, training) -> Path:
-    """The run of two nodes that nothing interrupted."""
+    """An uninterrupted run of two nodes."""
     output = cluster.home / "whole"
     job = cluster.submit(MULTI, *training, OUTPUT=str(output))
     assert cluster.wait(job) == "COMPLETED", cluster.said(job)
@@ -119,10 +119,10 @@ def wait_for_epoch(output: Path, epoch: int) -> None:
 
 @contextmanager
 def held(job: str) -> Iterator[list[psutil.Process]]:
-    """The job's two ranks, which stand still meanwhile: a fast machine would have trained to the end."""
+    """The job's two ranks, suspended: a fast machine would train to the end meanwhile."""
     known = [(p, p.info["cmdline"] or [], p.info["environ"] or {}) for p in psutil.process_iter(["cmdline", "environ"])]
     ours = [p for p, words, variables in known if words[1:2] == ["train.py"] and variables.get("SLURM_JOB_ID") == job]
-    ranks = [p for p in ours if p.ppid() not in {other.pid for other in ours}]  # without those that draw for them
+    ranks = [p for p in ours if p.ppid() not in {other.pid for other in ours}]  # without their image workers
     assert len(ranks) == 2
     try:
         for rank in ranks:
@@ -134,7 +134,7 @@ def held(job: str) -> Iterator[list[psutil.Process]]:
 
 
 def wait_for_signal(ranks: list[psutil.Process], number: int) -> None:
-    """Wait until the signal stands before each of them."""
+    """Wait until the signal is pending for each of them."""
     deadline = time.monotonic() + 120
     for rank in ranks:
         pending = 0
@@ -173,7 +173,7 @@ def test_a_time_limit_costs_nothing(cluster, training, whole):
     job = cluster.submit(MULTI, *training, options=("--time=10", "--signal=B:USR1@45"), OUTPUT=str(output))
     wait_for_epoch(output, 5)
     with held(job) as ranks:
-        # Slurm looks at the clock twice a minute, and counts in whole ones: let 40 to 100 seconds be left.
+        # Slurm looks at the clock twice a minute, and counts in whole ones: leave 40 to 100 seconds.
         cluster.run("scontrol", "update", f"jobid={job}", f"timelimit={(cluster.seconds(job) + 40) // 60 + 1}")
         wait_for_signal(ranks, signal.SIGUSR1)
         cluster.run("scontrol", "update", f"jobid={job}", "timelimit=10")  # for its second start
@@ -204,11 +204,11 @@ def test_a_node_that_dies_costs_nothing_but_its_last_epoch(cluster, training, wh
     time.sleep(5)
     cluster.run("bash", str(HERE / "cluster-node.sh"), "start", "n2")
     state = cluster.wait(job)
-    if state != "COMPLETED":  # the rank that lived ended the job before Slurm missed the node: submit it again
+    if state != "COMPLETED":  # the other rank ended the job before Slurm missed the node: submit it again
         job = cluster.submit(MULTI, *training, OUTPUT=str(output))
         state = cluster.wait(job)
     assert state == "COMPLETED", cluster.said(job)
-    assert "Going on from" in cluster.said(job)
+    assert "Resuming from" in cluster.said(job)
     assert_same(whole, output)
 
 
@@ -222,7 +222,7 @@ def test_an_array_trains_a_run_per_seed(cluster, training):
     assert [config["seed"] for config in configs] == [0, 1, 2]
 
 
-def test_two_tasks_that_would_train_for_themselves_are_refused(cluster, training, tmp_path):
+def test_two_tasks_that_would_each_train_alone_are_refused(cluster, training, tmp_path):
     command = ["srun", "-N2", "-n2", sys.executable, "train.py", *training, "--output", str(tmp_path / "run")]
     done = subprocess.run(command, cwd=ROOT, env=cluster.environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2

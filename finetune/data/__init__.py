@@ -1,0 +1,1 @@
+"""From `--data` to reproducible batches: readers, decoding, transforms, sampling, caches."""

@@ -1,0 +1,49 @@
+"""Decode an image of any source into a tensor."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg, read_file
+from torchvision.transforms.v2 import functional
+
+from finetune.data.image_files import to_8_bits
+from finetune.data.types import channel_axis
+from finetune.errors import UserError
+
+
+def load(item: str | np.ndarray | Image.Image | Tensor, channels: int) -> Tensor:
+    """An image as (C, H, W): uint8, or float32 in [0, 1] where it comes from an array of floats.
+
+    `item` is a path, an array, an image of Pillow's, or a decoded tensor, which is returned unchanged. A file is turned
+    upright by its EXIF orientation. For three channels, grey becomes red = green = blue; for one, colour becomes
+    BT.601's luma. Raises `UserError`, with the path, for a file that does not decode or exceeds Pillow's limit (twice
+    `Image.MAX_IMAGE_PIXELS`).
+    """
+    if isinstance(item, Tensor):
+        return item
+    if isinstance(item, np.ndarray):
+        given, axis = channel_axis(item.shape)
+        x = torch.from_numpy(np.array(item))
+        x = x[None] if axis < 0 else x.movedim(axis, 0)  # (C, H, W)
+        x = x.float() if x.is_floating_point() else x
+        return x if given == channels else functional.rgb_to_grayscale(x, channels)
+    mode = "L" if channels == 1 else "RGB"
+    if isinstance(item, Image.Image):
+        return functional.pil_to_tensor(item.convert(mode))
+    try:
+        with Image.open(item) as image:  # reads the header, and refuses images that would fill the memory
+            if channels == 3 and item.lower().endswith((".jpg", ".jpeg")):
+                # As Pillow, but for rounding, in three quarters of its time. Pillow reads or explains what this cannot.
+                with suppress(RuntimeError):
+                    return decode_jpeg(read_file(item), ImageReadMode.RGB, apply_exif_orientation=True)
+            ImageOps.exif_transpose(image, in_place=True)
+            if image.mode[0] in "IF":
+                image = to_8_bits(image)
+            return functional.pil_to_tensor(image if image.mode == mode else image.convert(mode))
+    except Exception as error:
+        raise UserError(f"{item} does not decode: {error}") from error

@@ -1,0 +1,57 @@
+"""A CSV file with the columns path, label and, optionally, split."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from finetune.config.settings import Images
+from finetune.data import verify
+from finetune.data.types import SPLITS, ImageSet, Split, with_validation
+from finetune.errors import UserError
+
+
+def accepts(data: str) -> bool:
+    """Whether `--data` is a .csv file."""
+    path = Path(data).expanduser()
+    return path.suffix == ".csv" and path.is_file()
+
+
+def read(images: Images, in_channels: int, seed: int) -> ImageSet:
+    """Read the rows; paths are relative to the file's folder, splits are `train`, `val` and `test`.
+
+    Without the column `split`, or without `val` in it, the training rows are split (`types.stratified`). Raises
+    `UserError` for missing columns, values or files, unknown splits or labels, and images that do not decode.
+    """
+    file = Path(images.data).expanduser()
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            rows = list(csv.DictReader(lines))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file} cannot be read as CSV in UTF-8: {error}") from error
+    columns = set(rows[0]) if rows else set()
+    if not {"path", "label"} <= columns:
+        raise UserError(f"{file} needs a first line with the columns path and label (and split, if you have splits).")
+    if partial := sum(not (row["path"] and row["label"]) for row in rows):
+        raise UserError(f"{file}: {partial} of {len(rows)} rows have no path or no label.")
+    gone = [row["path"] for row in rows if not (file.parent / row["path"]).is_file()]
+    if gone:
+        raise UserError(f"{file}: {len(gone)} of {len(rows)} paths point nowhere: {', '.join(gone[:5])}")
+    names = {row.get("split") or "train" for row in rows}
+    if unknown := sorted(names - set(SPLITS)):
+        raise UserError(f"{file}: split is train, val or test, not {', '.join(unknown)}.")
+    bad = verify.check([str(file.parent / row["path"]) for row in rows], images.skip_bad_images)
+    rows = [row for row in rows if str(file.parent / row["path"]) not in bad]
+    classes = sorted({row["label"] for row in rows if (row.get("split") or "train") == "train"})
+    if len(classes) < 2:
+        raise UserError(f"{file}: the training rows have fewer than two classes: a classifier needs at least two.")
+    unknown = sorted({row["label"] for row in rows} - set(classes))
+    if unknown:
+        raise UserError(f"{file}: no training row has the label {', '.join(map(repr, unknown[:5]))}.")
+    label_of = {name: label for label, name in enumerate(classes)}
+    splits = {name: Split([], []) for name in sorted(names)}
+    for row in rows:
+        split = splits[row.get("split") or "train"]
+        split.items.append(str(file.parent / row["path"]))
+        split.labels.append(label_of[row["label"]])
+    return ImageSet(classes, with_validation(splits, classes, images.val_fraction, seed), len(bad))

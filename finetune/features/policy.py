@@ -1,0 +1,188 @@
+"""What a run caches: activations of the network's frozen part, and decoded images. Decided before training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from finetune.config.settings import Recipe
+from finetune.data import decoded_cache, tensor_cache
+from finetune.features import graph_split
+from finetune.models.network import Network
+from finetune.runtime import devices
+
+OFTEN = 3  # reads of an image from which caching it decoded is faster than decoding it again
+DECODED_LIMIT = 4_000_000_000  # bytes of decoded images without `--cache-gb`, since home folders have quotas
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Epochs in which the same depths are frozen, and what they cache."""
+
+    epochs: range
+    split: graph_split.Split | None
+    """Where the network is split; None where it cannot be."""
+    cached: tuple[str, ...]
+    """The data splits, of `val` and `train`, whose activations are cached."""
+    views: int
+    """Different views of each training image in these epochs."""
+    size: int
+    """Estimated bytes of the activations."""
+    why_not: str
+    """The reason why training images, or all images, are not cached."""
+
+    def reads(self, name: str) -> int:
+        """How often each image of a data split is read in these epochs."""
+        if name not in self.cached:
+            return len(self.epochs)
+        return self.views if name == "train" else 1
+
+
+@dataclass(frozen=True)
+class Caching:
+    """What a run caches."""
+
+    phases: list[Phase]
+    """In the epochs' order."""
+    decoded: dict[str, int]
+    """The data splits whose decoded images are cached, with their estimated bytes."""
+    why_not: str
+    """The reason why the other splits' are not."""
+    limit: int
+    """The size limit of the cache folder, in bytes."""
+    folder: Path
+
+    def phase(self, epoch: int) -> Phase:
+        """The phase of an epoch."""
+        return next(phase for phase in self.phases if epoch in phase.epochs)
+
+
+def decide(recipe: Recipe, network: Network, loaders: dict[str, DataLoader], accelerator: Accelerator) -> Caching:
+    """What to cache in each phase of training; the same on all processes. Collective.
+
+    The network may be on the meta device. It is left in its first phase.
+    """
+    folder = tensor_cache.folder(recipe.run.cache_dir)
+    limit = devices.from_main(accelerator, lambda: tensor_cache.limit(folder, recipe.run.cache_gb))
+    epochs = recipe.training.epochs
+    starts = network.phase_starts(epochs)
+    phases = [
+        _phase(range(start, stop), recipe, network, loaders, limit, accelerator.mixed_precision)
+        for start, stop in zip(starts, [*starts[1:], epochs], strict=True)
+    ]
+    network.set_phase(epoch=0)
+    decoded, why_not = devices.from_main(accelerator, lambda: _decoded(recipe, phases, loaders, limit))
+    return Caching(phases, decoded, why_not, limit, folder)
+
+
+def _phase(
+    epochs: range, recipe: Recipe, network: Network, loaders: dict[str, DataLoader], limit: int, precision: str
+) -> Phase:
+    sampler, images, preprocess = loaders["train"].batch_sampler, recipe.images, network.preprocess
+    frozen = epochs.start < network.frozen_epochs()
+    network.set_phase(epochs.start)
+    shape = (len(preprocess.mean), preprocess.crop, preprocess.crop)
+    split = graph_split.find(network.model, shape) if frozen and limit else None
+    views = len({sampler.view(epoch) for epoch in epochs})
+    changing = "images are mixed anew in each epoch" if images.mixup or images.cutmix else ""
+    changing = changing or ("" if sampler.views.number else "each epoch draws fresh augmentations")
+    if split is None:
+        reason = "all depths are trained" if not frozen else "the first layers are trained" if limit else "--cache-gb 0"
+        return Phase(epochs, None, (), views, 0, reason)
+    cached, size, why_not = (), 0, changing
+    bytes_per_image = split.values * (4 if precision == "no" else 2)
+    rows = {"val": len(loaders["val"].dataset)}
+    if not changing:
+        rows["train"] = len(loaders["train"].dataset) * views
+    for name, count in rows.items():
+        if size + count * bytes_per_image <= limit:
+            cached, size = (*cached, name), size + count * bytes_per_image
+        else:
+            why_not = f"{count * bytes_per_image / 1e9:.3g} GB more would not fit: --cache-gb"
+    return Phase(epochs, split, cached, views, size, why_not)
+
+
+def _decoded(
+    recipe: Recipe, phases: list[Phase], loaders: dict[str, DataLoader], limit: int
+) -> tuple[dict[str, int], str]:
+    """The data splits whose decoded images are cached, with their bytes, and why the others' are not."""
+    if not recipe.images.cache_images:
+        return {}, "--no-cache-images"
+    splits = {name: loaders[name].dataset for name in ("train", "val")}
+    if not all(isinstance(samples.split.items, list) for samples in splits.values()):
+        return {}, "they are not files"
+    room = limit - sum(phase.size for phase in phases)
+    room = room if recipe.run.cache_gb is not None else min(room, DECODED_LIMIT)
+    # Decoded images are many times larger than their files: beyond the page cache, reading them is slower.
+    room = min(room, devices.free_memory(torch.device("cpu")) // 4)
+    found, why_not = {}, ""
+    for name, samples in splits.items():
+        times = sum(phase.reads(name) for phase in phases)
+        if times < OFTEN:
+            why_not = why_not or f"{name}: decoded {'once' if times == 1 else 'twice'} only"
+        elif (size := decoded_cache.estimate(samples)) > room:
+            why_not = why_not or f"{name}: {size / 1e9:.3g} GB would not fit: --cache-gb, or a quarter of the memory"
+        else:
+            found[name] = size
+            room -= size
+    return found, why_not
+
+
+def describe_decoded(caching: Caching) -> str:
+    """The plan's line about decoded images."""
+    if not caching.decoded:
+        return f"not cached ({caching.why_not})"
+    size = sum(caching.decoded.values()) / 2**20
+    reason = f" ({caching.why_not})" if caching.why_not else ""
+    return f"{' and '.join(caching.decoded)} cached: about {size:.3g} MiB{reason}"
+
+
+def describe_activations(caching: Caching, counts: dict[str, int]) -> str:
+    """The plan's lines about activations: what is cached, its size, and the arithmetic saved.
+
+    `counts` are images per data split.
+    """
+    lines, phases = [], caching.phases
+    for phase in phases:
+        first, last = phase.epochs.start + 1, phase.epochs.stop
+        when = f"epoch {first}: " if first == last else f"epochs {first} to {last}: "
+        when = when if len(phases) > 1 else ""
+        if not phase.cached:
+            lines.append(f"{when}nothing ({phase.why_not})")
+            continue
+        what = f"{counts['val']} val"
+        if "train" in phase.cached:
+            what += f", {counts['train']} train" + (f" in {phase.views} views" if phase.views > 1 else "")
+        missing = f" (not of train: {phase.why_not})" if phase.why_not else ""
+        size = f"{phase.size / 2**20:.3g} MiB"
+        lines.append(f"{when}output of {phase.split.module} for {what}{missing}: {size}")
+    if not any(phase.cached for phase in phases):
+        return "; ".join(lines)
+    flops = next(phase.split for phase in phases if phase.split).flops
+    without, first, later = arithmetic(phases, counts, flops)
+    saved = (
+        f"saves {1 - first / without:.0%} of the run's arithmetic, {1 - later / without:.0%} where it is cached already"
+    )
+    return f"{'; '.join(lines)}, in {caching.folder}\n{saved}"
+
+
+def arithmetic(phases: list[Phase], counts: dict[str, int], flops: int) -> tuple[int, int, int]:
+    """Floating-point operations of a run: without a cache, with an empty one, and with all activations cached.
+
+    `flops` are those of the whole network's forward pass for one image. A backward pass counts as two forward passes.
+    """
+    without = first = later = 0
+    for phase in phases:
+        prefix = phase.split.prefix_flops if phase.split else 0
+        suffix = flops - prefix
+        rest = len(phase.epochs) * (3 * suffix * counts["train"] + suffix * counts["val"])
+        every = {name: len(phase.epochs) * prefix * counts[name] for name in ("train", "val")}
+        once = {"train": phase.views * prefix * counts["train"], "val": prefix * counts["val"]}
+        without += rest + sum(every.values())
+        first += rest + sum((once if name in phase.cached else every)[name] for name in every)
+        later += rest + sum(0 if name in phase.cached else every[name] for name in every)
+    return without, first, later

@@ -1,0 +1,1 @@
+"""Trained models at work: predictions, the evaluation transform as a function, exports."""

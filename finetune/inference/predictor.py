@@ -1,0 +1,142 @@
+"""A trained model on its device, and its predictions for image files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from finetune import recipes
+from finetune.config.settings import Net, Recipe
+from finetune.data.decode import load
+from finetune.data.transforms import evaluation_transform, to_input
+from finetune.errors import UserError
+from finetune.models import model_folder
+from finetune.models.architectures import Preprocess
+from finetune.models.metadata import Metadata
+from finetune.reporting import run_folder
+from finetune.runtime import devices
+from finetune.training.evaluation import padded
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model on its device, with the settings of its run."""
+
+    model: nn.Module
+    """In evaluation mode."""
+    metadata: Metadata
+    recipe: Recipe
+    """The run's settings; the defaults for a model folder without its run."""
+    has_run: bool
+    """Whether the run's settings are known."""
+    accelerator: Accelerator
+
+    @property
+    def net(self) -> Net:
+        return self.metadata.net
+
+    @property
+    def classes(self) -> list[str]:
+        return self.metadata.classes
+
+    @property
+    def preprocess(self) -> Preprocess:
+        return self.metadata.preprocess
+
+
+def open_run(run: Path, precision: str, tta: bool = False) -> Predictor:
+    """Open a run's folder or a model folder; with `tta`, the model is `Mirrored`.
+
+    `precision` is that of `--precision`, or `run` for the run's own setting. Without a GPU, fp16 as the run's own
+    setting becomes the best that the device has. Raises `UserError` for a folder that is no model.
+    """
+    opened = model_folder.load(run)
+    config = opened.folder.parent / run_folder.CONFIG
+    has_run = opened.folder.name == "model" and config.is_file()
+    recipe = recipes.from_config(run_folder.read_json(config)) if has_run else Recipe()
+    chosen = recipe.run.precision if precision == "run" else precision
+    lacking = precision == "run" and chosen == "fp16" and not torch.accelerator.is_available()
+    accelerator, words = devices.make_accelerator("auto" if lacking else chosen, "none", opened.folder)
+    if lacking and accelerator.is_main_process:
+        print(f"The run's precision is fp16, which needs a GPU. Here it is {words}.", file=sys.stderr)
+    layout = torch.channels_last if recipe.run.channels_last else torch.contiguous_format
+    model = opened.model.to(accelerator.device, memory_format=layout)
+    return Predictor(Mirrored(model).eval() if tta else model, opened.metadata, recipe, has_run, accelerator)
+
+
+class Mirrored(nn.Module):
+    """Test-time augmentation: the mean of the probabilities of an image and of its mirror image, as logits."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        views = torch.stack([self.model(x), self.model(x.flip(-1))]).float()  # (2, N, classes)
+        return views.softmax(-1).mean(0).log()  # (N, classes)
+
+
+class Prediction(NamedTuple):
+    """The model's prediction for one image file."""
+
+    path: str
+    top: list[tuple[int, float]]
+    """Classes and their probabilities, most probable first; empty where the image does not decode."""
+    error: str
+    """Why the image does not decode; else empty."""
+    image: Tensor | None
+    """The network's input before normalisation: (C, H, W), uint8."""
+
+
+class Files(Dataset):
+    """Image files under the evaluation transform; a file that does not decode yields its error."""
+
+    def __init__(self, paths: list[str], preprocess: Preprocess) -> None:
+        self.paths, self.channels = paths, len(preprocess.mean)
+        self.transform = evaluation_transform(preprocess)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, k: int) -> tuple[str, Tensor | None, str]:
+        """Path, image (C, H, W) and error."""
+        try:
+            return self.paths[k], self.transform(load(self.paths[k], self.channels)), ""
+        except UserError as error:
+            return self.paths[k], None, str(error).partition(" does not decode: ")[2]
+
+
+@torch.inference_mode()
+def predict(predictor: Predictor, paths: list[str], topk: int, batch_size: int, workers: int) -> Iterator[Prediction]:
+    """The model's prediction for each image, in the paths' order, as they are computed.
+
+    Batches are padded to one size, so that an image's prediction does not depend on the other images.
+    """
+    device, channels_last = predictor.accelerator.device, predictor.recipe.run.channels_last
+    loader = DataLoader(
+        Files(paths, predictor.preprocess),
+        batch_size=batch_size,
+        num_workers=devices.worker_count(workers, device),
+        collate_fn=list,
+    )
+    for rows in loader:
+        images = [image for _, image, _ in rows if image is not None]
+        tops = iter(())
+        if images:
+            x = padded(torch.stack(images), batch_size)
+            x = to_input(x, predictor.preprocess, device, channels_last)  # (N, C, H, W)
+            with predictor.accelerator.autocast():
+                logits = predictor.model(x).float()[: len(images)]  # (N, classes)
+            probabilities, classes = logits.softmax(1).topk(min(topk, logits.shape[1]))  # (N, topk)
+            tops = zip(classes.tolist(), probabilities.tolist(), strict=True)
+        for path, image, error in rows:
+            top = [] if image is None else list(zip(*next(tops), strict=True))
+            yield Prediction(path, top, error, image)

@@ -1,0 +1,1 @@
+"""Networks: the table of architectures, surgery on torchvision's models, weights, model folders."""

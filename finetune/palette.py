@@ -1,4 +1,0 @@
-"""The colours of all charts and pictures, told apart by everyone (Okabe & Ito 2008)."""
-
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"
-PALETTE = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#000000")

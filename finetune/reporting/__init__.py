@@ -1,0 +1,1 @@
+"""The reports of a run: plan, console, records, pictures, model card, trackers."""

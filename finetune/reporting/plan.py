@@ -1,0 +1,224 @@
+"""The plan of a run: a table of its depths and a line for each other fact, printed before it starts."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+from accelerate import Accelerator
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
+
+from finetune import errors
+from finetune.config.bounds import period
+from finetune.config.settings import Recipe, Training
+from finetune.data.sampler import smallest_micro_batch
+from finetune.data.types import ImageSet
+from finetune.features import policy
+from finetune.features.policy import Caching
+from finetune.models.architectures import depth_name
+from finetune.models.network import Network
+from finetune.reporting.memory import Memory, advice, estimate, in_bytes
+from finetune.runtime import devices
+
+
+@dataclass(frozen=True)
+class Row:
+    """One depth of the network."""
+
+    name: str
+    modules: str
+    parameters: int
+    start: int | None
+    """The epoch (from 0) at which it starts to be trained; None: frozen."""
+    lr: float
+    weight_decay: float
+    batchnorm: str
+    """`trained`, `kept` (evaluation mode, statistics unchanged) or empty where there is none."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is printed before a run, and what `--plan --json` prints."""
+
+    title: str
+    rows: list[Row]
+    facts: dict[str, str]
+    """The lines below the table, by name."""
+    memory: Memory
+    steps_per_epoch: int
+    epochs: int
+    caching: Caching = field(repr=False)
+
+
+def make(
+    recipe: Recipe,
+    network: Network,
+    imageset: ImageSet,
+    loaders: dict[str, DataLoader],
+    accelerator: Accelerator,
+    precision: str,
+) -> Plan:
+    """The plan of a run. The network is left in its first phase. Collective.
+
+    Raises `UserError` where the network does not take images of this size, and for `--sync-bn` on a CPU.
+    """
+    if recipe.run.sync_bn:
+        devices.check_sync_batchnorm(accelerator.device)
+    caching = policy.decide(recipe, network, loaders, accelerator)
+    training, processes, classes = recipe.training, accelerator.num_processes, len(imageset.classes)
+    counts = {name: len(split.labels) for name, split in imageset.splits.items()}
+    micro_batch = -(-min(training.batch_size, counts["train"]) // (processes * training.accumulate))
+    shape = (micro_batch, recipe.net.in_channels, network.preprocess.crop, network.preprocess.crop)
+    split = next((phase.split for phase in caching.phases if phase.split), None)
+    network.set_phase(epoch=training.epochs - 1)  # when most is trained
+    with nullcontext() if split else FlopCounterMode(display=False) as counter:
+        need = estimate(network.model, shape, classes, training.optimizer, accelerator.mixed_precision)
+    network.set_phase(epoch=0)
+    flops = split.flops if split else counter.get_total_flops() // micro_batch
+    smallest = partial(smallest_micro_batch, counts["train"]) if network.trains_batchnorm() else None
+    free = devices.free_memory(accelerator.device)
+    cure = advice(need, free, training, processes, smallest)
+    errors.set_memory_advice(cure)
+    steps = loaders["train"].batch_sampler.steps
+    table = rows(network, training)
+    trained = sum(row.parameters for row in table if row.start is not None)
+    facts = {
+        "images": ", ".join(f"{count} {name}" for name, count in counts.items())
+        + (f"; {imageset.skipped} that do not decode are left out" if imageset.skipped else ""),
+        "classes": f"{classes}: {', '.join(imageset.classes[:6])}{', …' if classes > 6 else ''}",
+        "parameters": f"{trained:,} trained of {sum(row.parameters for row in table):,}",
+        "steps": f"{training.epochs} epochs × {steps} = {training.epochs * steps}, each of {training.batch_size} images"
+        + (f" in {training.accumulate} micro-batches" if training.accumulate > 1 else ""),
+        "arithmetic": _arithmetic(caching, network, counts, flops),
+        "optimizer": f"{training.optimizer}, {training.schedule} schedule, "
+        + (f"{training.warmup:.0%} warm-up, " if training.warmup else "no warm-up, ")
+        + (f"gradients clipped at {training.clip_norm:g}" if training.clip_norm else "no clipping"),
+        "precision": f"{precision}, {'channels-last' if recipe.run.channels_last else 'channels-first'}",
+        "processes": f"{processes} on {accelerator.device.type}, each with {loaders['train'].num_workers} "
+        "image workers",
+        "memory": f"about {in_bytes(need.total)} per process at the peak of a step, "
+        f"{in_bytes(need.activations)} of it activations; {in_bytes(free)} are free"
+        + (f". That is too little. {cure}" if need.total > free else ""),
+        "checkpoints": f"at each epoch's end (in at most a tenth of the time){_period(recipe.run.checkpoint_every)}; "
+        f"the newest {recipe.run.keep_checkpoints} are kept",
+        "cached": policy.describe_activations(caching, counts),
+        "decoded": policy.describe_decoded(caching),
+    }
+    if "test" in counts and (missing := imageset.lacking("test")):
+        facts["warning"] = (
+            f"no image of the test split is {', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}: "
+            f"the test accuracy says nothing about {len(missing)} of {classes} classes"
+        )
+    if smallest and processes * training.accumulate > 1:
+        largest = loaders["train"].batch_sampler.largest
+        facts["BatchNorm"] = _batchnorm(training, processes, smallest, largest, recipe.run.sync_bn)
+    side = network.preprocess.crop
+    title = f"{recipe.recipe}: {recipe.net.model}, weights {recipe.net.weights}, {side} × {side} pixels"
+    return Plan(title, table, facts, need, steps, training.epochs, caching)
+
+
+def rows(network: Network, training: Training) -> list[Row]:
+    """The table's rows, stem first."""
+    depths = network.depths()
+    sizes = [0] * len(network.stages)
+    for name, parameter in network.model.named_parameters():
+        sizes[depths[name]] += parameter.numel()
+    table = []
+    for depth, (paths, rate) in enumerate(zip(network.stages, network.rates, strict=True)):
+        table.append(
+            Row(
+                name=depth_name(depth, len(network.stages)),
+                modules=paths[0] if len(paths) == 1 else f"{paths[0]} … {paths[-1]}",
+                parameters=sizes[depth],
+                start=rate.start if rate else None,
+                lr=training.lr * rate.lr_scale if rate else 0.0,
+                weight_decay=training.weight_decay if rate else 0.0,
+                batchnorm=("trained" if rate else "kept") if network.has_batchnorm(depth) else "",
+            )
+        )
+    return table
+
+
+# ---- words -----------------------------------------------------------------------------------------------------------
+def _arithmetic(caching: Caching, network: Network, counts: dict[str, int], flops: int) -> str:
+    # Without a split it is not known how much of the frozen part needs no backward pass.
+    frozen = network.frozen_epochs()
+    is_bound = any(not phase.split and phase.epochs.start < frozen for phase in caching.phases)
+    _, total, _ = policy.arithmetic(caching.phases, counts, flops)
+    empty = " with an empty cache" if any(phase.cached for phase in caching.phases) else ""
+    about = "at most" if is_bound else "about"
+    return f"{about} {in_flops(total)} in all{empty}; {in_flops(flops)} per forward pass of an image"
+
+
+def _period(checkpoint_every: str) -> str:
+    steps, seconds = period(checkpoint_every)
+    if steps < sys.maxsize:
+        return f" and every {steps} steps"
+    return f" and every {seconds / 60:g} minutes" if math.isfinite(seconds) else ""
+
+
+def _batchnorm(
+    training: Training, processes: int, smallest: Callable[[int, int], int], largest: int, sync_bn: bool
+) -> str:
+    """Over which images BatchNorm takes its statistics where they are not the whole global batch."""
+    micro_batches = processes * training.accumulate
+    low, high = smallest(training.batch_size, micro_batches), -(-largest // micro_batches)
+    over = f"over {low if low == high else f'{low} to {high}'} images"
+    if sync_bn and training.accumulate == 1:
+        return "statistics over all processes' images (--sync-bn): as on one process"
+    if sync_bn:
+        return "statistics over all processes' images of a micro-batch: the result differs from --accumulate 1"
+    if training.accumulate == 1:
+        return f"statistics of each process's own images, {over}: the result differs from one process's"
+    return f"statistics of each micro-batch, {over}: the result differs from --accumulate 1 on one process"
+
+
+def as_json(plan: Plan) -> str:
+    """The plan as JSON; memory in bytes, epochs counted from 0, null for frozen."""
+    content: dict[str, Any] = {name: value for name, value in vars(plan).items() if name != "caching"}
+    content |= {"rows": [asdict(row) for row in plan.rows], "memory": asdict(plan.memory)}
+    return json.dumps(content | {"total_memory": plan.memory.total}, indent=2)
+
+
+def show(plan: Plan) -> Group:
+    """The plan as a rich renderable: the table, and below it one line per fact."""
+    grid = Table(
+        title=plan.title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False
+    )
+    for name in ("depth", "modules", "parameters", "trained", "lr", "decay", "BatchNorm"):
+        width = 8 if name == "modules" else {"parameters": 11, "trained": 14, "lr": 8}.get(name, len(name))
+        right = name in ("parameters", "lr", "decay")
+        grid.add_column(name, justify="right" if right else "left", no_wrap=True, min_width=width)
+    for row in plan.rows:
+        if row.start is None:
+            cells, style = ("frozen", "", ""), "dim"
+        else:
+            when = "from the start" if row.start == 0 else f"from epoch {row.start + 1}"
+            never = row.start >= plan.epochs
+            when += f", after the last ({plan.epochs})" if never else ""
+            cells, style = (when, f"{row.lr:.3g}", f"{row.weight_decay:.3g}"), "dim" if never else ""
+        grid.add_row(row.name, row.modules, f"{row.parameters:,}", *cells, row.batchnorm, style=style)
+    notes = Table(box=None, show_header=False, pad_edge=False)
+    notes.add_column(style="bold", no_wrap=True)
+    notes.add_column(overflow="fold")
+    for name, value in plan.facts.items():
+        notes.add_row(name, Text(value))
+    return Group(grid, Text(), notes)
+
+
+def in_flops(count: int) -> str:
+    """Floating-point operations as GFLOP, TFLOP or PFLOP."""
+    for size, unit in ((1e15, "PFLOP"), (1e12, "TFLOP")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count / 1e9:.3g} GFLOP"

@@ -1,0 +1,114 @@
+"""The records of a run: config.json, a line of metrics.jsonl per epoch, summary.json."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from finetune.config.settings import Recipe
+from finetune.data.types import ImageSet
+from finetune.models.architectures import depth_name
+from finetune.training.evaluation import Scores
+from finetune.training.loss import check_finite
+from finetune.training.state import State
+
+PACKAGES = ("torch", "torchvision", "accelerate", "wandb", "safetensors", "pillow", "numpy")
+
+
+def config(recipe: Recipe, imageset: ImageSet, accelerator: Accelerator) -> dict[str, Any]:
+    """config.json: every resolved setting, and what else a repetition needs: classes, processes, versions, commit."""
+    flat = {"recipe": recipe.recipe}
+    for section in (recipe.net, recipe.images, recipe.training, recipe.depths, recipe.run):
+        flat |= asdict(section)
+    for action in ("plan", "json", "preview", "lr_find", "resume"):
+        del flat[action]
+    flat = {name: str(value) if isinstance(value, Path) else value for name, value in flat.items()}
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return {
+        **json.loads(json.dumps(flat)),  # as read back: tuples are lists
+        "classes": imageset.classes,
+        "images": imageset.fingerprint(),
+        "image_sizes": imageset.sizes(),
+        "num_processes": accelerator.num_processes,
+        "device": accelerator.device.type,
+        "mixed_precision": accelerator.mixed_precision,
+        "threads": torch.get_num_threads(),
+        "versions": versions,
+        "git_commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    try:
+        here = Path(__file__).parent
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
+
+
+def epoch_record(
+    state: State,
+    optimizer: torch.optim.Optimizer,
+    depths: int,
+    scores: Scores,
+    accelerator: Accelerator,
+    seconds: float,
+) -> dict[str, Any]:
+    """A record of metrics.jsonl, in which epochs count from 1; `seconds` is the time of the training steps. Collective.
+
+    The rate of a depth that is still frozen is 0, so that the file shows when it starts. Raises `UserError` where a
+    loss is not finite.
+    """
+    loss, correct, images = accelerator.reduce(state.sums).tolist()
+    check_finite(loss + scores.loss, state.epoch)
+    rates = {
+        depth_name(group["depth"], depths): group["lr"] if state.epoch >= group["start"] else 0.0
+        for group in optimizer.param_groups
+    }
+    return {
+        "epoch": state.epoch + 1,
+        "step": state.step,
+        "lr": rates,
+        "train_loss": loss / images,
+        "train_accuracy": correct / images,
+        "val_loss": scores.loss,
+        "val_accuracy": scores.accuracy,
+        "val_top5": scores.top5,
+        "images_per_second": images / seconds,
+        "seconds": state.epoch_clock.seconds,
+    }
+
+
+def summary(
+    state: State, epochs: int, scores: dict[str, Scores], loaders: dict[str, Any], accelerator: Accelerator
+) -> dict[str, Any]:
+    """summary.json; `scores` are the best weights', by split."""
+    best = state.best
+    tested = {"test_accuracy": scores["test"].accuracy} if "test" in scores else {}
+    return {
+        "best_epoch": best["epoch"],
+        "best_val_accuracy": best["val_accuracy"],
+        "best_val_loss": best["val_loss"],
+        "total_seconds": state.run_clock.seconds,
+        "stopped_early": len(state.history) < epochs,
+        "epochs_run": len(state.history),
+        **{f"{name}_images": len(loader.dataset) for name, loader in loaders.items()},
+        "num_processes": accelerator.num_processes,
+        "precision": accelerator.mixed_precision,
+        "device": accelerator.device.type,
+        **tested,
+    }

@@ -1,0 +1,155 @@
+"""A run's folder: its path, its files, and reading it back. Imports no torch."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from finetune.config.settings import Recipe
+from finetune.errors import UserError
+from finetune.runtime import files
+
+CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
+SCORES = "validation.safetensors"
+RESUME_ME = "resume-me"  # marks a stopped run, for scripts that see no exit code
+RECORD_KEYS = {"epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "images_per_second"}
+
+
+# ---- before and during the run ---------------------------------------------------------------------------------------
+def choose(recipe: Recipe) -> Path:
+    """The path of the run's folder, not made yet. It must be new or empty, or with `--resume` a run's.
+
+    The default name holds the time; `claim` appends a number where another run has it.
+    """
+    run = recipe.run
+    if run.resume and not run.output:
+        raise UserError("--resume needs --output: the folder of the run to go on with.")
+    default = Path("runs") / f"{recipe.recipe}-{datetime.now():%Y%m%d-%H%M%S}"
+    output = run.output.expanduser() if run.output else default
+    if run.resume and not (output / CONFIG).exists():
+        raise UserError(f"--resume: {output} is no run's folder. Name one with --output, or leave --resume out.")
+    if run.output and not run.resume and output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise _taken(output)
+    return output
+
+
+def claim(output: Path, named: bool) -> Path:
+    """Make the folder of a new run and return its path; of several runs that start at once, one gets it.
+
+    The others get a `UserError` if `--output` names the folder, else a number behind the default name.
+    """
+    for number in itertools.count(1):
+        path = output if number == 1 else output.with_name(f"{output.name}-{number}")
+        try:
+            path.mkdir(parents=True, exist_ok=named)
+            (path / "plots").mkdir()  # only one run can make it
+            return path
+        except FileExistsError as error:
+            if named:
+                raise _taken(output) from error
+    raise AssertionError("unreachable: the numbers do not end")
+
+
+def _taken(output: Path) -> UserError:
+    return UserError(f"--output {output} exists already. Name a new folder, or go on with it: --resume.")
+
+
+def prepare(recipe: Recipe, output: Path, config: dict[str, Any], history: list[dict[str, Any]]) -> Path:
+    """Make the folder, or clean up a resumed run's, and write config.json; returns the folder's final path.
+
+    `history` replaces metrics.jsonl: epochs after the checkpoint are written again. Main process only.
+    Raises `UserError` where the folder cannot be written or belongs to another run.
+    """
+    try:
+        if recipe.run.resume:
+            (output / "plots").mkdir(parents=True, exist_ok=True)
+            files.write_text(output / METRICS, "".join(json.dumps(record) + "\n" for record in history))
+            for leftover in (RESUME_ME, SUMMARY):
+                (output / leftover).unlink(missing_ok=True)
+        else:
+            output = claim(output, named=recipe.run.output is not None)
+        write_json(output / CONFIG, config)
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written: {error.strerror}.") from error
+    return output
+
+
+def append_record(output: Path, record: dict[str, Any]) -> None:
+    """Append an epoch's record to metrics.jsonl."""
+    with (output / METRICS).open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    files.write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+# ---- after the run ---------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class RunFiles:
+    """A run's folder, read."""
+
+    folder: Path
+    config: dict[str, Any]
+    """config.json: every setting."""
+    history: list[dict[str, Any]]
+    """The records of metrics.jsonl, at least one."""
+    summary: dict[str, Any]
+    """summary.json, or a summary so far of a run that has not ended."""
+    ended: bool
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+
+def read(folder: Path) -> RunFiles:
+    """Read a run's folder. Raises `UserError` where it is none, is damaged or has no finished epoch."""
+    folder = folder.expanduser()
+    if not (folder / CONFIG).is_file():
+        what = f"has no {CONFIG}" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
+        raise UserError(f"{folder} is no run: it {what}. Give a run's folder, such as runs/finetune-20250101-120000.")
+    history, path = [], folder / METRICS
+    if path.is_file():
+        history = [_object(line, path) for line in path.read_text().splitlines()]
+    if not history:
+        raise UserError(f"{folder} has not finished an epoch: there is nothing to show yet.")
+    if missing := {key for record in history for key in RECORD_KEYS - record.keys()}:
+        raise UserError(f"{path} lacks {', '.join(sorted(missing))}.")
+    ended = (folder / SUMMARY).is_file()
+    summary = read_json(folder / SUMMARY) if ended else _summary_so_far(history)
+    return RunFiles(folder, read_json(folder / CONFIG), history, summary, ended)
+
+
+def _summary_so_far(history: list[dict[str, Any]]) -> dict[str, Any]:
+    best = max(history, key=lambda record: (record["val_accuracy"], -record["val_loss"]))
+    return {
+        "best_epoch": best["epoch"],
+        "best_val_accuracy": best["val_accuracy"],
+        "best_val_loss": best["val_loss"],
+        "epochs_run": len(history),
+        "total_seconds": sum(record["seconds"] for record in history),
+    }
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises `UserError` where there is none."""
+    try:
+        return _object(path.read_text(), path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from error
+
+
+def _object(text: str, path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged: it holds no JSON object.")
+    return value

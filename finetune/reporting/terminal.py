@@ -1,0 +1,110 @@
+"""What a run prints: a line per epoch, the remaining time, warnings, the ending."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from finetune.config.settings import Rate, Training
+
+TIMED = 10.0  # seconds of training before the estimate
+
+
+def make_console(main_process: bool) -> Console:
+    """The console of a run: silent on all but the main process, at least 110 columns wide in a log file."""
+    options = {"quiet": not main_process, "highlight": False, "markup": False}  # a path may hold [brackets]
+    console = Console(**options)
+    return console if console.is_terminal else Console(**options, width=110)
+
+
+class TimeEstimate:
+    """Prints once, after some seconds of training, how long the remaining steps will take."""
+
+    def __init__(self, steps: int, console: Console) -> None:
+        """`steps` are those of the whole run."""
+        self.steps, self.console = steps, console
+        self.first: tuple[int, float] | None = None
+        self.printed = False
+
+    def update(self, step: int) -> None:
+        """Print the estimate if it is due after so many steps."""
+        if self.printed:
+            return
+        now = time.perf_counter()
+        if self.first is None:  # the first step is slower than the others
+            self.first = step, now
+        elif now - self.first[1] > TIMED:
+            left = (self.steps - step) * (now - self.first[1]) / (step - self.first[0])
+            self.console.print(
+                f"About {duration(left)} for the remaining {self.steps - step} steps, without validation."
+            )
+            self.printed = True
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def epoch_line(record: dict[str, Any], epochs: int, improved: bool) -> str:
+    """One epoch in one line, from its record in metrics.jsonl."""
+    return (
+        f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}  lr {record['lr']['head']:.1e}  "
+        f"train loss {record['train_loss']:.4f} acc {record['train_accuracy']:.4f}  "
+        f"val loss {record['val_loss']:.4f} acc {record['val_accuracy']:.4f}  "
+        f"{record['seconds']:.1f} s{'  best' if improved else ''}"
+    )
+
+
+def collapse(history: list[dict[str, Any]], rates: list[Rate | None], images: int, batchnorm: bool) -> str:
+    """A warning where the last epoch unfroze a depth and validation accuracy fell clearly, else "".
+
+    Clearly: by more than two binomial standard errors of `images` validation images. `history` holds the records of
+    metrics.jsonl; `batchnorm` says whether BatchNorm is trained.
+    """
+    epoch = len(history)
+    if epoch < 2 or not any(rate and rate.start == epoch - 1 for rate in rates):
+        return ""
+    before, now = (record["val_accuracy"] for record in history[-2:])
+    mean = (before + now) / 2
+    if before - now <= 2 * math.sqrt(mean * (1 - mean) / images):
+        return ""
+    larger = ", or a larger --batch-size: BatchNorm is trained on its statistics" if batchnorm else ""
+    return (
+        f"Validation accuracy fell from {before:.4f} to {now:.4f} in epoch {epoch}, which began to train further "
+        f"depths. Try a lower --lr (or --body-scale, --decay, where the recipe has it){larger}."
+    )
+
+
+def ending(summary: dict[str, Any], output: Path, training: Training) -> str:
+    """The last lines of a run, from its summary."""
+    by_loss, stopped = training.best_by == "loss", ""
+    if summary["stopped_early"]:
+        margin = f" by {training.min_delta:g}" if training.min_delta else ""
+        stopped = (
+            f"Stopped early, after {summary['epochs_run']} epochs: validation {training.best_by} did not "
+            f"improve{margin} for {training.patience} epochs (--patience).\n"
+        )
+    accuracy = f"{summary['best_val_accuracy']:.4f}"
+    best = (
+        f"Lowest validation loss {summary['best_val_loss']:.4f} (accuracy {accuracy})"
+        if by_loss
+        else f"Best validation accuracy {accuracy}"
+    )
+    tested = (
+        f"Test accuracy of that model: {summary['test_accuracy']:.4f}."
+        if "test_accuracy" in summary
+        else f"The same {summary['val_images']} images chose the epoch, so expect slightly less on other images. "
+        f"A test/ split would tell."
+    )
+    return (
+        f"\n{stopped}{best} in epoch {summary['best_epoch']}, after {summary['total_seconds']:.0f} s in all.\n"
+        f"{tested}\n"
+        f"Model     {output / 'model'}\nPictures  {output / 'plots'}\nMetrics   {output / 'metrics.jsonl'}"
+    )

@@ -1,0 +1,1 @@
+"""Training: parameter groups, schedule, loss, the step, evaluation, checkpoints, resuming."""

@@ -1,0 +1,250 @@
+"""Checkpoints, each written whole or not at all.
+
+A checkpoint is a folder named after its epoch and step. It is written under a temporary name, synced to disk, completed
+by `SHA256SUMS` (in `sha256sum`'s format), and only then renamed. After that the oldest ones are deleted. Training waits
+while its tensors are copied; a thread writes them. Loading reads JSON and safetensors, and runs no code.
+
+Not saved, because derived from settings and step: the learning rate, the order of images, augmentation, dropout, what
+is frozen.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from finetune.errors import UserError
+from finetune.models.architectures import Preprocess
+from finetune.models.network import Network
+from finetune.runtime import files
+from finetune.training.loss import check_finite
+from finetune.training.state import State
+from finetune.training.step import zero_sums
+
+FORMAT = 2
+TIME_LIMIT = 0.1  # of the training time, at most, for checkpoints at the ends of epochs
+NAME = re.compile(r"\d{4,}-\d{8,}")  # epoch and step
+
+
+@dataclass(frozen=True)
+class Found:
+    """A whole checkpoint on disk."""
+
+    folder: Path
+    saved: dict[str, Any]
+    """The content of `state.json`."""
+    damaged: dict[Path, str]
+    """Newer checkpoints that are damaged, each with the reason."""
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The run's state, as `State.as_json` gives it."""
+        return self.saved["state"]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The content of config.json when the checkpoint was written."""
+        return self.saved["settings"]
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """The evaluation transform."""
+        given = self.saved["preprocess"]
+        return Preprocess(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+
+
+class Checkpoints:
+    """The checkpoints of one run. Every process holds an instance; the main process writes."""
+
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        accelerator: Accelerator,
+        network: Network,
+        optimizer: torch.optim.Optimizer,
+        about: dict[str, Any],
+    ) -> None:
+        """`about` holds the settings and the evaluation transform, as JSON."""
+        self.folder, self.keep, self.accelerator = folder, keep, accelerator
+        self.network, self.optimizer, self.about = network, optimizer, about
+        self.frozen = network.frozen_keys()  # their tensors are written once, then linked
+        self.best: dict[str, Tensor] = {}
+        self.newest = ""
+        self.started, self.took = 0.0, 0.0  # of the last one, in seconds
+        self.writer, self.writing = ThreadPoolExecutor(1, "checkpoint"), None
+
+    # ---- writing -----------------------------------------------------------------------------------------------------
+    def keep_best(self) -> None:
+        """Copy the evaluated weights as the best so far."""
+        self.best = self._changing(self.network.evaluated)
+
+    def best_state(self) -> dict[str, Tensor]:
+        """The complete state dict with the best weights so far."""
+        return {key: self.best.get(key, value) for key, value in self.network.model.state_dict().items()}
+
+    def save(self, state: State, optional: bool = False) -> Path:
+        """Copy the run's state and tensors, and write them while training goes on; the checkpoint's path. Collective.
+
+        An optional one is skipped if the last took more than a tenth of the time since it began. Raises `UserError`
+        where the last could not be written, and on all processes where the epoch's loss is not finite on any.
+        """
+        name = f"{state.epoch:04}-{state.step:08}"  # names sort by time
+        sums = self.accelerator.gather(state.sums[None]).tolist()
+        check_finite(sum(loss for loss, _, _ in sums), state.epoch)
+        too_soon = optional and self.took > TIME_LIMIT * (time.monotonic() - self.started)
+        if self.accelerator.is_main_process and name != self.newest and not too_soon:
+            self.finish()
+            self.newest, self.started, self.took = name, time.monotonic(), math.inf
+            saved = {"format": FORMAT, **self.about, "state": state.as_json(), "sums": sums}
+            saved["rates"] = [group["lr"] for group in self.optimizer.param_groups]
+            tensors = {"model": self._changing(self.network.model), "optimizer": self._optimizer_state()}
+            tensors["best"] = self.best
+            if self.accelerator.scaler is not None:
+                saved["scaler"] = self.accelerator.scaler.state_dict()
+            if self.network.average:
+                tensors["average"] = self._changing(self.network.average.module)
+                saved["averaged"] = int(self.network.average.n_averaged)
+            self.writing = self.writer.submit(self._write, self.folder / name, saved, tensors)
+        return self.folder / name
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint is on disk. Raises `UserError` where it could not be written."""
+        writing, self.writing = self.writing, None
+        try:
+            if writing:
+                writing.result()
+        except (OSError, SafetensorError) as error:
+            last = max(names(self.folder), default=None)
+            raise UserError(
+                f"the checkpoint {self.newest} in {self.folder} cannot be written "
+                f"({getattr(error, 'strerror', None) or error}); "
+                f"{f'the last whole one is {last.name}' if last else 'there is none before it'}. "
+                f"Make room, then go on with --resume."
+            ) from error
+
+    def _write(self, path: Path, saved: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> None:
+        with files.atomic(path) as temporary:
+            temporary.mkdir(parents=True)
+            for name, held in tensors.items():
+                files.save_tensors(held, temporary / f"{name}.safetensors")
+            (temporary / "state.json").write_text(json.dumps(saved))
+            files.write_sums(temporary, known=self._link_frozen(temporary))
+        files.sync(self.folder)
+        for old in sorted(names(self.folder))[: -self.keep]:
+            renamed = old.with_name(f".{old.name}.old")  # an interrupted deletion then leaves no damaged checkpoint
+            old.rename(renamed)
+            shutil.rmtree(renamed)
+        self.took = time.monotonic() - self.started
+
+    def _link_frozen(self, folder: Path) -> dict[str, str]:
+        """Link or write the frozen tensors' file in a new checkpoint; its checksum, if it is known.
+
+        It is linked to the last checkpoint but one: damage to a file then leaves one of the newest two whole.
+        """
+        target, older = folder / "frozen.safetensors", sorted(names(self.folder))
+        try:
+            source = older[-min(self.keep, 2)]
+            os.link(source / target.name, target)
+            return {target.name: files.read_sums(source)[target.name]}
+        except (IndexError, OSError, KeyError, ValueError):  # one of the first, or a file system without links
+            target.unlink(missing_ok=True)
+            state = {key: value for key, value in self.network.model.state_dict().items() if key in self.frozen}
+            files.save_tensors({key: copied(value) for key, value in state.items()}, target)
+            return {}
+
+    def _changing(self, model: nn.Module) -> dict[str, Tensor]:
+        return {key: copied(value) for key, value in model.state_dict().items() if key not in self.frozen}
+
+    def _optimizer_state(self) -> dict[str, Tensor]:
+        name_of = {parameter: name for name, parameter in self.network.model.named_parameters()}
+        return {
+            f"{name_of[parameter]}/{key}": copied(value)
+            for parameter, held in self.optimizer.state.items()
+            for key, value in held.items()
+            if value is not None  # SGD before its first step
+        }
+
+    # ---- loading -----------------------------------------------------------------------------------------------------
+    def load(self, found: Found) -> State:
+        """Restore everything that `save` wrote, and return this process's state.
+
+        `load_file` maps the files into memory, so tensors that stay are copied.
+        """
+        model, average = self.network.model, self.network.average
+        frozen, changing = (load_file(found.folder / f"{name}.safetensors") for name in ("frozen", "model"))
+        model.load_state_dict(frozen | changing)
+        parameters = dict(model.named_parameters())
+        for key, value in load_file(found.folder / "optimizer.safetensors").items():
+            name, _, kind = key.rpartition("/")
+            parameter = parameters[name]
+            # In the parameter's own memory layout, which fused optimizers assume.
+            empty = torch.empty_like(parameter if value.shape == parameter.shape else value, device=parameter.device)
+            self.optimizer.state[parameter][kind] = empty.copy_(value)
+        for group, rate in zip(self.optimizer.param_groups, found.saved["rates"], strict=True):
+            group["lr"] = rate
+        if average:
+            average.module.load_state_dict(frozen | load_file(found.folder / "average.safetensors"))
+            average.n_averaged.fill_(found.saved["averaged"])
+        if self.accelerator.scaler is not None and "scaler" in found.saved:
+            self.accelerator.scaler.load_state_dict(found.saved["scaler"])
+        self.best = {key: copied(value) for key, value in load_file(found.folder / "best.safetensors").items()}
+        self.newest = found.folder.name
+        if self.accelerator.is_main_process:
+            leftovers = [path for path in self.folder.iterdir() if path.name.startswith(".")]
+            for path in [*found.damaged, *leftovers]:
+                shutil.rmtree(path, ignore_errors=True)
+        sums, rank = torch.tensor(found.saved["sums"], dtype=torch.float64), self.accelerator.process_index
+        if len(sums) == self.accelerator.num_processes:
+            own = sums[rank]
+        else:  # the number of processes has changed: the main one takes them all
+            own = sums.sum(0) if rank == 0 else torch.zeros(3)
+        return State.from_json(found.state, own.to(zero_sums(self.accelerator.device)))
+
+
+def copied(value: Tensor) -> Tensor:
+    """A contiguous copy on the CPU."""
+    return torch.empty(value.shape, dtype=value.dtype).copy_(value.detach())
+
+
+def names(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, in no order."""
+    return [path for path in folder.iterdir() if NAME.fullmatch(path.name)] if folder.is_dir() else []
+
+
+def find(folder: Path) -> Found | None:
+    """The newest whole checkpoint in a folder; None where there is none at all.
+
+    Raises `UserError` where there are some but none is whole, and where the newest is of another format.
+    """
+    damaged: dict[Path, str] = {}
+    for path in sorted(names(folder), reverse=True):
+        if wrong := files.damage(path):
+            damaged[path] = wrong
+            continue
+        saved = json.loads((path / "state.json").read_text())
+        if saved["format"] != FORMAT:
+            age = "a newer" if saved["format"] > FORMAT else "an older"
+            raise UserError(
+                f"{path} was written by {age} version of this project (format {saved['format']}; this one reads "
+                f"{FORMAT}). Resume the run with that version, or start anew with another --output."
+            )
+        return Found(path, saved, damaged)
+    if damaged:
+        listed = "; ".join(f"{path.name}: {wrong}" for path, wrong in damaged.items())
+        raise UserError(f"no checkpoint in {folder} is whole ({listed}). Delete it to start anew.")
+    return None

@@ -1,0 +1,86 @@
+"""The state of a run: every counter of the loop, and no other copy of them. Checkpoints save it with the tensors."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Stopwatch:
+    """Seconds since its construction, plus those of the run's earlier starts."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        """`seconds` are those of the earlier starts."""
+        self.start = time.perf_counter() - seconds
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.start
+
+
+@dataclass
+class State:
+    """The state of a run between two steps."""
+
+    sums: Tensor
+    """(3,): loss summed over the images, correct predictions and images; of the epoch so far, on this process."""
+    epoch: int = 0
+    """The current epoch, from 0."""
+    step: int = 0
+    """Optimizer steps taken. Where they are all of the current epoch's, it is trained and not yet evaluated."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """The records of metrics.jsonl."""
+    best: dict[str, Any] | None = None
+    """The best of these records."""
+    tracker: str = ""
+    """The tracker's id of the run."""
+    run_clock: Stopwatch = field(default_factory=Stopwatch)
+    """Seconds of the run, over all its starts."""
+    epoch_clock: Stopwatch = field(default_factory=Stopwatch)
+    """Seconds of the current epoch, over all starts."""
+
+    def finish_step(self, sums: Tensor) -> None:
+        """Count a step and add its sums."""
+        self.step += 1
+        self.sums = self.sums + sums
+
+    def finish_epoch(self, record: dict[str, Any], best_by: str) -> bool:
+        """Append an epoch's record and begin the next epoch; whether the record is the best so far."""
+        improved = is_better(record, self.best, best_by)
+        self.history.append(record)
+        if improved:
+            self.best = record
+        self.epoch += 1
+        self.sums, self.epoch_clock = self.sums.new_zeros(3), Stopwatch()
+        return improved
+
+    def as_json(self) -> dict[str, Any]:
+        """A JSON-serialisable copy of all but the sums, for `from_json`."""
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "history": [*self.history],  # a checkpoint is written while training goes on, and appends to it
+            "best": self.best,
+            "tracker": self.tracker,
+            "run_clock": self.run_clock.seconds,
+            "epoch_clock": self.epoch_clock.seconds,
+        }
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any], sums: Tensor) -> State:
+        """The state that `as_json` described. Both clocks continue from their saved values."""
+        clocks = {name: Stopwatch(saved[name]) for name in ("run_clock", "epoch_clock")}
+        return cls(sums, **saved | clocks)
+
+
+def is_better(record: dict[str, Any], best: dict[str, Any] | None, best_by: str) -> bool:
+    """Whether an epoch's record beats the best so far: by accuracy, then loss; or by loss alone."""
+    if best is None:
+        return True
+    if best_by == "loss":
+        return record["val_loss"] < best["val_loss"]
+    return (record["val_accuracy"], -record["val_loss"]) > (best["val_accuracy"], -best["val_loss"])

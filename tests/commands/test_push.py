@@ -1,0 +1,112 @@
+"""`python -m finetune push`, to a local stand-in for the Hugging Face Hub."""
+
+import base64
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import yaml
+from support import CLASSES
+
+from finetune import __main__ as program
+from finetune.runtime.entry import exit_code
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Accepts a repository and a commit, and stores the files. No file goes through LFS."""
+
+    files: dict
+    refuse = False
+
+    def do_POST(self):
+        size = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(size) if size else self._chunks()
+        if self.refuse:
+            return self._answer({"error": "Invalid credentials"}, 401)
+        if self.path == "/api/repos/create":
+            return self._answer({"url": "https://huggingface.co/me/bees", "id": "me/bees", "name": "me/bees"})
+        if "/preupload/" in self.path:
+            files = [
+                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]
+            ]
+            return self._answer({"files": files})
+        if "/commit/" in self.path:
+            for line in body.decode().splitlines():
+                entry = json.loads(line)
+                if entry["key"] == "file":
+                    self.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+            return self._answer(
+                {"commitUrl": "https://huggingface.co/me/bees/commit/0", "commitOid": "0" * 40, "success": True}
+            )
+        return self._answer({"valid": True} if "validate-yaml" in self.path else {}, 200)
+
+    def do_GET(self):
+        self._answer({"sha": "0" * 40, "id": "me/bees", "siblings": []})
+
+    def _chunks(self):
+        body = b""
+        while self.headers.get("Transfer-Encoding") == "chunked" and (size := int(self.rfile.readline(), 16)):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        return body
+
+    def _answer(self, value, status=200):
+        text = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """The stand-in's handler, with `files` by path. huggingface_hub uses it, with a token."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    server = ThreadingHTTPServer(("localhost", 0), type("Kept", (Hub,), {"files": {}}))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://localhost:{server.server_port}")
+    yield server.RequestHandlerClass
+    server.shutdown()
+
+
+def push(*arguments):
+    return exit_code(program.main, ["push", *map(str, arguments)])
+
+
+def test_push_uploads_the_model_and_its_card(train, hub, capsys):
+    code, output = train("--epochs", "1")
+    assert code == 0
+    text = (output / "model" / "README.md").read_text()
+    assert all(f"| {name} | 7 | 3 |" in text for name in CLASSES)
+    summary = json.loads((output / "summary.json").read_text())
+    row = re.search(r"\| 9 validation \| (\S+) \| (\S+) to (\S+) \|", text)
+    low, high = float(row.group(2)), float(row.group(3))
+    assert low <= summary["best_val_accuracy"] <= high
+    header = yaml.safe_load(text.split("---")[1])
+    assert header["pipeline_tag"] == "image-classification"
+    assert header["model-index"][0]["results"][0]["metrics"][0]["type"] == "accuracy"
+
+    assert push(output, "me/bees") == 0
+    assert capsys.readouterr().out.endswith("https://huggingface.co/me/bees/commit/0\n")
+    assert set(hub.files) == {"README.md", "model.json", "model.safetensors"}
+    for name, content in hub.files.items():
+        assert content == (output / "model" / name).read_bytes(), name
+
+
+def test_a_refused_upload_is_an_error(train, hub, capsys):
+    _, output = train("--epochs", "1")
+    capsys.readouterr()
+    hub.refuse = True
+    assert push(output, "me/bees") == 2
+    assert "the upload to me/bees failed: " in capsys.readouterr().err
+    assert push(output, "a name/of/parts") == 2
+    assert "is not a repository name" in capsys.readouterr().err
+    assert push(output / "plots", "me/bees") == 2
+    assert "is no run" in capsys.readouterr().err

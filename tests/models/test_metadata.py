@@ -1,0 +1,100 @@
+"""model.json is read as it was written, and a damaged or hostile one is refused before anything is built."""
+
+import json
+
+import pytest
+
+from finetune.config.settings import Net
+from finetune.errors import UserError
+from finetune.models import metadata
+from finetune.models.architectures import Preprocess
+
+NET = Net(model="resnet18", weights="/home/me/w.pth", head="mlp", hidden=(8, 6), pool_size=2, image_size=32)
+PREPROCESS = Preprocess(36, 32, "bilinear", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+RECORD = {"epoch": 2, "val_accuracy": 0.5, "val_loss": 0.7, "train_loss": 0.9}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    metadata.write(tmp_path, metadata.of_run(NET, ["bee", "ant"], PREPROCESS, RECORD))
+    return tmp_path
+
+
+def edit(folder, **changes):
+    content = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(content | changes))
+
+
+def test_what_was_written_is_read(folder):
+    known = metadata.read(folder)
+    assert (known.net, known.classes, known.preprocess) == (NET, ["bee", "ant"], PREPROCESS)
+    assert known.score == {"epoch": 2, "val_accuracy": 0.5, "val_loss": 0.7}
+
+
+TRANSFORM = {"resize": 32, "crop": 32, "interpolation": "bilinear", "mean": [0] * 3, "std": [1] * 3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 2}, "written by a newer version (format 2"),
+        ({"format": "1"}, "no format number"),
+        ({"classes": ["a"] * 3}, "classes must be different names"),
+        ({"classes": ["a"]}, "two or more"),
+        ({"classes": [1, 2]}, "classes must be different names"),
+        ({"score": [0.5]}, "score must be an object"),
+        ({"model": "../../etc/passwd"}, "is none of torchvision's"),
+        ({"model": ["resnet18"]}, "model"),
+        ({"head": "attention"}, "head"),
+        ({"first_layer": "red"}, "first_layer"),
+        ({"hidden": [8, 0]}, "hidden"),
+        ({"hidden": 8}, "damaged"),
+        ({"hidden": "86"}, "hidden"),
+        ({"in_channels": True}, "in_channels"),
+        ({"pool_size": 10**6}, "pool_size"),
+        ({"in_channels": 10**9}, "mean must be 1000000000 numbers"),
+        ({"dropout": "much"}, "dropout"),
+        ({"dropout": 1}, "dropout"),
+        ({"head_batchnorm": 1}, "head_batchnorm"),
+        ({"preprocess": TRANSFORM | {"crop": 10**9}}, "crop and resize"),
+        ({"preprocess": TRANSFORM | {"mean": [0]}}, "3 numbers"),
+        ({"preprocess": TRANSFORM | {"std": [1, 0, 1]}}, "std must be above 0"),
+        ({"preprocess": TRANSFORM | {"std": [1, float("nan"), 1]}}, "std"),
+        ({"preprocess": TRANSFORM | {"interpolation": "lanczos"}}, "interpolation is unknown"),
+        ({"preprocess": {"crop": 32}}, "damaged"),
+        ({"preprocess": 3}, "damaged"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_named(folder, changes, message):
+    edit(folder, **changes)
+    with pytest.raises(UserError) as caught:
+        metadata.read(folder)
+    assert message in str(caught.value)
+    assert "model.json" in str(caught.value)
+
+
+def test_a_missing_value_is_named(folder):
+    content = json.loads((folder / "model.json").read_text())
+    assert len(content) >= 12
+    for name in content.keys() - {"score"}:
+        left = {key: value for key, value in content.items() if key != name}
+        (folder / "model.json").write_text(json.dumps(left))
+        with pytest.raises(UserError, match=r"model\.json is damaged"):
+            metadata.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "is not JSON"),
+        (b"\xff\xfe", "is not JSON"),
+        (b"[" * 10**5, "is not JSON"),
+        (b"[]", "no format number"),
+        (b" " * (16 * 2**20 + 1), "is larger than any"),
+    ],
+    ids=["cut", "not text", "nested", "a list", "large"],
+)
+def test_a_file_that_is_no_metadata_is_refused(folder, content, message):
+    (folder / "model.json").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        metadata.read(folder)

@@ -1,0 +1,120 @@
+"""The network of a run: what each epoch trains, and what is known of it before the run."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from finetune import recipes
+from finetune.config.settings import Net, Rate, Recipe
+from finetune.models import network, surgery
+from finetune.models.architectures import find, preprocess
+from finetune.models.network import Network
+
+
+def empty(rates: list[Rate | None], **settings) -> Network:
+    """A network on the meta device, with these rates."""
+    net = Net(**{"model": "resnet18", "weights": "none", "image_size": 32, **settings})
+    return Network(*surgery.build(net, 3, empty=True), rates, find(net.model))
+
+
+def test_frozen_depths_have_no_gradients_and_are_in_evaluation_mode():
+    net = empty([None] * 4 + [Rate(0.1), Rate(1.0)])
+    net.set_phase(epoch=0)
+    depths = net.depths()
+    for name, parameter in net.model.named_parameters():
+        assert parameter.requires_grad == (depths[name] >= 4), name
+    norms = {path: module for path, module in net.model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    assert len(norms) == 20
+    for path, module in norms.items():
+        assert module.training == path.startswith("layer4"), path
+
+
+def test_a_depth_starts_at_its_epoch_and_is_frozen_again_before_it():
+    net = empty([None, None, None, None, Rate(0.1, start=2), Rate(1.0)])
+    for epoch, trained in ((0, False), (1, False), (2, True), (3, True), (0, False)):
+        net.set_phase(epoch)
+        assert net.model.layer4[0].conv1.weight.requires_grad is trained
+        assert net.model.layer4[0].bn1.training is trained
+        assert not net.model.layer3[0].bn1.training
+        assert net.model.fc.weight.requires_grad
+
+
+def test_parameters_that_belong_to_no_smaller_module_follow_their_depth():
+    stem = {"class_token", "encoder.pos_embedding", "conv_proj.weight", "conv_proj.bias"}
+    for stem_rate in (None, Rate(1.0)):
+        net = empty([stem_rate] + [Rate(1.0)] * 13, model="vit_b_16")
+        net.set_phase(epoch=0)
+        frozen = {name for name, parameter in net.model.named_parameters() if not parameter.requires_grad}
+        assert frozen == (set() if stem_rate else stem) == net.frozen_keys()
+
+
+def test_frozen_keys_are_parameters_and_buffers_of_depths_that_are_never_trained():
+    net = empty([None, None, Rate(0.1, start=9), Rate(1.0), Rate(1.0), Rate(1.0)])
+    keys = net.frozen_keys()
+    assert keys == {key for key in net.model.state_dict() if key.startswith(("conv1.", "bn1.", "layer1."))}
+    assert {"conv1.weight", "bn1.running_mean", "layer1.1.bn2.num_batches_tracked"} <= keys
+
+
+@pytest.mark.parametrize(
+    ("stem", "epochs"), [(None, math.inf), (Rate(0.1, start=3), 3), (Rate(1.0), 0)]
+)  # fmt: skip
+def test_the_stem_is_frozen_until_its_epoch(stem, epochs):
+    assert empty([stem, *[Rate(1.0)] * 5]).frozen_epochs() == epochs
+
+
+def test_a_phase_starts_where_a_depth_does_within_the_run():
+    net = empty([None, Rate(1, start=6), Rate(1, start=4), Rate(1, start=4), Rate(1, start=2), Rate(1)])
+    assert net.phase_starts(epochs=7) == [0, 2, 4, 6]
+    assert net.phase_starts(epochs=6) == [0, 2, 4]
+    assert net.phase_starts(epochs=1) == [0]
+    assert empty([None] * 6).phase_starts(epochs=3) == [0]
+
+
+def test_batchnorm_is_trained_if_it_lies_at_a_depth_that_ever_is():
+    head, late = [None] * 5 + [Rate(1.0)], [None] * 4 + [Rate(0.1, start=5), Rate(1.0)]
+    assert not empty(head).trains_batchnorm()
+    assert empty(late).trains_batchnorm()
+    assert empty(head, head="concat_pool", hidden=(8,)).trains_batchnorm(), "that of the head"
+    assert not empty([Rate(1.0)] * 14, model="vit_b_16").trains_batchnorm(), "it has none"
+    assert [empty(head).has_batchnorm(depth) for depth in range(6)] == [True] * 5 + [False]
+
+
+def test_weight_decay_spares_vectors_and_what_the_architecture_names():
+    net = empty([Rate(1.0)] * 14, model="vit_b_16")
+    spared = {name for name, _ in net.model.named_parameters() if net.no_decay(name)}
+    assert {"class_token", "encoder.pos_embedding", "conv_proj.bias", "encoder.ln.weight", "heads.head.bias"} <= spared
+    assert not spared & {"conv_proj.weight", "heads.head.weight"}
+    assert not any(name.endswith("mlp.0.weight") for name in spared)
+
+
+def test_the_average_is_what_is_evaluated():
+    net = empty([Rate(1.0)] * 6)
+    assert net.evaluated is net.model
+    net.average = AveragedModel(net.model)
+    assert net.evaluated is net.average.module is not net.model
+
+
+def test_a_recipes_network_starts_in_its_first_phase_and_from_the_seeds_weights():
+    recipe = recipes.from_settings("linear_then_finetune", {"weights": "none", "head": "mlp", "hidden": (8,)})
+    built = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        built.append(network.build(recipe, 3))
+    one, other = built
+    assert one.rates == recipes.rates(recipe, len(one.stages))
+    assert {name for name, p in one.model.named_parameters() if p.requires_grad} == {
+        f"fc.{name}" for name, _ in one.model.fc.named_parameters()
+    }
+    state = other.model.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in one.model.state_dict().items())
+
+
+def test_a_network_for_a_checkpoint_has_its_transform_and_reads_no_weights():
+    recipe = Recipe(net=Net("shufflenet_v2_x0_5", weights="/gone.safetensors", image_size=64))
+    transform = preprocess("shufflenet_v2_x0_5").at_size(48)
+    net = network.build(recipe, 3, restored=transform)
+    assert net.preprocess == transform
+    assert not any(parameter.is_meta for parameter in net.model.parameters())

@@ -1,0 +1,80 @@
+"""The estimated memory of a step, and what to lower when it runs out."""
+
+import resource
+from functools import partial
+
+import psutil
+import pytest
+import torch
+from torch import nn
+
+from finetune.config.settings import Training
+from finetune.data.sampler import smallest_micro_batch
+from finetune.reporting import memory
+from finetune.training import loss, param_groups
+
+GIB = 2**30
+
+
+def test_the_estimated_activations_are_those_that_autograd_saves():
+    model = nn.Sequential(nn.Linear(8, 16), nn.Sigmoid(), nn.Linear(16, 3))  # the input, and the sigmoid's output
+    need = memory.estimate(model, (5, 8), 3, "adamw", "no")
+    weights = 4 * (8 * 16 + 16 + 16 * 3 + 3)
+    assert need == memory.Memory(weights, weights, 2 * weights, activations=4 * 5 * (8 + 16))
+    model[0].requires_grad_(False)
+    trained = 4 * (16 * 3 + 3)
+    assert memory.estimate(model, (5, 8), 3, "sgd", "no") == memory.Memory(weights, trained, trained, 4 * 5 * 16)
+
+
+def advised(count, batch_size, accumulate=1, processes=1, batchnorm=True, activations=10 * GIB, free=5 * GIB):
+    need = memory.Memory(weights=0, gradients=0, optimizer=0, activations=activations)
+    training = Training(batch_size=batch_size, accumulate=accumulate)
+    smallest = partial(smallest_micro_batch, count) if batchnorm else None
+    return memory.advice(need, free, training, processes, smallest).partition("were free. ")[2]
+
+
+def test_the_advice_for_memory_is_one_that_batchnorm_can_follow():
+    eval_too = "; in evaluation, a smaller --eval-batch-size."
+    changed = "(BatchNorm then takes its statistics of fewer images, and the result changes)"
+    assert advised(1000, 8, batchnorm=False) == (
+        f"Use --accumulate 4 (the result stays the same) or --batch-size 2{eval_too}"
+    )
+    assert advised(1000, 8) == f"Use --accumulate 4 {changed} or --batch-size 2{eval_too}"
+    assert advised(1005, 8) == f"Use --batch-size 2{eval_too}", "five images are too few for four micro-batches"
+    assert advised(1000, 8, processes=2) == "Take a smaller --model or --image-size."
+    assert advised(25, 10, processes=2, free=9 * GIB) == f"Use --batch-size 5{eval_too}"
+    assert advised(28, 10, processes=2, free=9 * GIB) == f"Use --accumulate 2 {changed} or --batch-size 4{eval_too}"
+
+
+@pytest.mark.parametrize(("size", "words"), [(5 * 2**20, "5 MiB"), (3 * 2**29, "1.50 GiB")])
+def test_sizes_have_a_unit_that_fits(size, words):
+    assert memory.in_bytes(size) == words
+
+
+# ---- out of memory ---------------------------------------------------------------------------------------------------
+def test_out_of_memory_says_which_setting_to_lower_and_to_what(start, monkeypatch):
+    original = param_groups.make_optimizer
+
+    def make_optimizer(*arguments):
+        # Enough for the images (62 MB), not for the first layer's activations (197 MB). Close to a limit, the first to
+        # fail may be oneDNN, whose error does not say why.
+        limit = psutil.Process().memory_info().vms + 120 * 2**20
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        return original(*arguments)
+
+    monkeypatch.setattr(param_groups, "make_optimizer", make_optimizer)
+    large = ("--model", "squeezenet1_0", "--image-size", "512", "--batch-size", "16", "--epochs", "1")
+    run = start("run", "--recipe", "finetune", *large)
+    assert run.wait(60) == [2], run.said
+    assert "error: out of memory. A step was estimated to need" in run.said
+    assert "Use --accumulate 2 (the result stays the same) or --batch-size 8" in run.said
+    assert "Traceback" not in run.said
+
+
+def test_out_of_memory_on_a_gpu_gets_the_same_message(train, monkeypatch, capsys):
+    def cross_entropy(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(loss, "cross_entropy", cross_entropy)
+    assert train("--batch-size", "8")[0] == 2
+    assert "error: out of memory. A step was estimated to need" in capsys.readouterr().err

@@ -1,0 +1,67 @@
+"""The plan: arithmetic, BatchNorm's statistics, the table as JSON."""
+
+import json
+
+import pytest
+
+from finetune import make_plan, make_recipe
+from finetune.reporting import plan
+
+RESNET18 = 2 * 1.814  # GFLOP: twice the multiplications that torchvision states, of an image of 224 pixels
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--batch-size", "8", "--accumulate", "2"), "over 2 to 4 images"),
+        (("--batch-size", "7", "--accumulate", "3"), "over 2 to 3 images"),
+        (("--batch-size", "8"), None),
+        (("--batch-size", "8", "--accumulate", "2", "--recipe", "feature_extractor"), None),
+    ],
+)
+def test_the_plan_says_over_which_images_batchnorm_takes_its_statistics(train, capsys, flags, words):
+    assert train("--plan", "--recipe", "finetune", *flags)[0] == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    if words:
+        assert f"statistics of each micro-batch, {words}: the result differs from" in shown
+    else:
+        assert "statistics of" not in shown
+
+
+@pytest.mark.parametrize(
+    ("recipe", "flags", "expected", "words"),
+    [
+        ("finetune", {}, 4 * (3 * 21 + 9) * RESNET18, "about"),
+        # The features of one view are computed once; what is then trained is too small to be seen.
+        ("feature_extractor", {"views": 1}, (21 + 9) * RESNET18, "about"),
+        # Head alone, then everything.
+        ("linear_then_finetune", {"head_epochs": 2, "views": 1}, (30 + 2 * (3 * 21 + 9)) * RESNET18, "about"),
+        ("feature_extractor", {"cache_gb": 0}, 4 * (3 * 21 + 9) * RESNET18, "at most"),
+    ],
+)
+def test_the_plan_states_the_arithmetic_of_a_run(image_folder, tmp_path, recipe, flags, expected, words):
+    given = {"cache_gb": 1, "model": "resnet18", "weights": "none", "epochs": 4, **flags}
+    made = make_plan(make_recipe(recipe, data=str(image_folder), cache_dir=tmp_path, **given))
+    stated = made.facts["arithmetic"].split()
+    assert " ".join(stated[: len(words.split())]) == words
+    value, unit = stated[len(words.split()) :][:2]
+    assert float(value) * {"GFLOP": 1, "TFLOP": 1e3}[unit] == pytest.approx(expected, rel=0.01)
+    assert made.facts["arithmetic"].endswith("; 3.63 GFLOP per forward pass of an image")
+
+
+def test_the_plan_as_json_holds_every_depth_and_the_total_of_its_memory(train, capsys):
+    flags = ("--recipe", "gradual_unfreeze", "--unfreeze-every", "1", "--epochs", "3")
+    code, output = train("--plan", "--json", *flags)
+    found = json.loads(capsys.readouterr().out)
+    assert (code, output.exists()) == (0, False)
+    assert [row["name"] for row in found["rows"]] == ["stem", "stage 1", "stage 2", "stage 3", "stage 4", "head"]
+    assert [row["start"] for row in found["rows"]] == [5, 4, 3, 2, 1, 0]
+    assert found["total_memory"] == sum(found["memory"].values()) > 0
+    assert found["facts"]["classes"] == "3: blue, green, red"
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(2_000_000_000, "2 GFLOP"), (3_456_000_000_000, "3.46 TFLOP"), (10**15, "1 PFLOP")]
+)
+def test_operations_have_a_unit_that_fits(count, words):
+    assert plan.in_flops(count) == words

@@ -1,0 +1,37 @@
+"""The records of a run: what config.json, metrics.jsonl and summary.json hold."""
+
+import json
+
+import pytest
+
+from finetune.config.settings import Run
+from finetune.reporting import run_folder
+
+
+def test_records_hold_every_setting_every_epoch_and_the_best_one(train):
+    flags = ("--recipe", "linear_then_finetune", "--head-epochs", "1", "--epochs", "2", "--batch-size", "8")
+    code, output = train(*flags)
+    assert code == 0
+    found = run_folder.read(output)
+
+    assert (found.config["recipe"], found.config["head_epochs"], found.config["batch_size"]) == (
+        "linear_then_finetune", 1, 8,
+    )  # fmt: skip
+    assert found.config["classes"] == ["blue", "green", "red"]
+    assert found.config["versions"].keys() >= {"python", "torch", "torchvision", "accelerate"}
+    actions = {"plan", "json", "preview", "lr_find", "resume"}
+    assert actions <= vars(Run()).keys()
+    assert not actions & found.config.keys(), "they are no settings of the run"
+    json.dumps(found.config, allow_nan=False)
+
+    assert [(record["epoch"], record["step"]) for record in found.history] == [(1, 3), (2, 6)]
+    first, second = (record["lr"] for record in found.history)
+    assert first["head"] > 0
+    assert first["stem"] == 0 < second["stem"], "the stem is frozen in the first epoch"
+
+    best = max(found.history, key=lambda record: (record["val_accuracy"], -record["val_loss"]))
+    assert found.ended
+    assert found.summary["best_epoch"] == best["epoch"]
+    assert found.summary["best_val_accuracy"] == pytest.approx(best["val_accuracy"])
+    assert (found.summary["epochs_run"], found.summary["stopped_early"]) == (2, False)
+    assert (found.summary["train_images"], found.summary["val_images"]) == (21, 9)
