@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
     imageset = readers.read(recipe.images, recipe.net.in_channels, run.seed)
     classes, labels = imageset.classes, imageset.splits["train"].labels
 
-    with entry.ctrl_c_kills():
+    with entry.imports():
         import torch
 
         from finetune.data.loader import make_loaders
@@ -70,8 +70,6 @@ def main(arguments: list[str]) -> int:
         return startup.preview(output, loaders, classes, console)
     if run.lr_find:
         return startup.find_lr(recipe, net, loaders["train"], len(classes), accelerator, output, console)
-
-    charts = results.ChartProcess(output) if main_process else None  # imports matplotlib while the network trains
 
     # ---- optimizer and state -----------------------------------------------------------------------------------------
     net.to(accelerator, run.channels_last, run.sync_bn)
@@ -144,7 +142,7 @@ def main(arguments: list[str]) -> int:
 
     if main_process:
         summary = records.summary(state, training.epochs, scores, loaders, accelerator)
-        results.write(output, summary, scores["val"], loaders, classes, charts, console)
+        results.write(output, summary, scores["val"], loaders, classes, console)
         tracker.log_end(state.step, output, summary, scores["val"], loaders["val"].dataset, classes)
         console.print(terminal.ending(summary, output, training), soft_wrap=True)
     checkpoints.finish()

@@ -17,14 +17,14 @@ FIRST_STEP = """
 import os, sys
 from contextlib import contextmanager
 import train
-original = train.entry.ctrl_c_kills
+original = train.entry.imports
 @contextmanager
 def imports():
     with original():
         yield
     from torch.optim.optimizer import register_optimizer_step_post_hook
     register_optimizer_step_post_hook(lambda *_: os._exit(0))
-train.entry.ctrl_c_kills = imports
+train.entry.imports = imports
 train.main(sys.argv[1:])
 """
 READ = "from finetune.config.settings import Images; from finetune.data import readers; readers.read(Images(), 3, 0)"

@@ -15,7 +15,6 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: small networks lose time to threads
 
@@ -216,8 +215,7 @@ def build_empty(name: str, classes: int = 7) -> tuple[nn.Module, architectures.P
 
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Turn off drawing, which takes longer than these runs."""
-    monkeypatch.setattr("finetune.reporting.results.ChartProcess", lambda *_: SimpleNamespace(start=int, wait=int))
-    monkeypatch.setattr("finetune.reporting.image_grids.of_run", lambda *_: None)
+    monkeypatch.setattr("finetune.reporting.results.draw", lambda *_: None)
 
 
 def build_network(rates: list[Rate | None], **settings: object) -> Network:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -284,10 +283,10 @@ def test_an_image_grid_that_fails_costs_no_result(train, monkeypatch, capsys):
     assert (output / "summary.json").exists()
 
 
-def test_a_chart_that_fails_costs_no_result_and_the_child_says_why(train, monkeypatch, capsys):
-    monkeypatch.setenv("MPLBACKEND", "nonsense")  # the child process cannot import matplotlib
+def test_a_chart_that_fails_costs_neither_a_result_nor_an_image_grid(train, monkeypatch, capsys):
+    monkeypatch.setattr("finetune.reporting.charts.of_run", None)
     code, output = train("--epochs", "1", pictures=True)
     assert code == 0
-    assert re.search(r"could not all be drawn \(RuntimeError: ValueError.*nonsense", capsys.readouterr().out)
+    assert capsys.readouterr().out.count("could not all be drawn (TypeError") == 1
     assert (output / "summary.json").exists()
     assert (output / "plots" / "predictions.png").exists()

@@ -1,13 +1,9 @@
-"""Charts of a run: curves, confusion matrix, accuracy per class, calibration.
-
-Imports no torch: a child process draws a run's charts (`results.ChartProcess`) while the run draws its image grids.
-"""
+"""Charts of a run: curves, confusion matrix, accuracy per class, calibration."""
 
 from __future__ import annotations
 
 import json
 import math
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -256,8 +252,3 @@ def of_run(run: Path) -> None:
     classes = json.loads((run / "model" / "model.json").read_text())["classes"]
     curves(run / "plots" / "curves.png", found.history, found.summary["best_epoch"])
     of_predictions(run / "plots", Predictions.load(run / run_folder.SCORES), classes, "Validation")
-
-
-if __name__ == "__main__":
-    if sys.stdin.readline():  # empty where the run has ended
-        of_run(Path(sys.argv[1]))

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,45 +15,12 @@ from finetune.reporting.trackers import Tracker
 from finetune.training.evaluation import Scores
 
 
-class ChartProcess:
-    """A child process that draws a run's charts from the run's files.
-
-    It imports matplotlib at once, beside the training, and draws after `start`. It ends with the run, however that
-    ends: its standard input is closed then. Ctrl-C does not reach it.
-    """
-
-    def __init__(self, run: Path) -> None:
-        root = Path(__file__).parents[2]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "finetune.reporting.charts", str(run)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])},
-            text=True,
-            start_new_session=True,  # a terminal sends Ctrl-C to all processes of its session's foreground group
-        )
-
-    def start(self) -> None:
-        """Begin to draw."""
-        with suppress(BrokenPipeError):  # it has ended: `wait` raises its error
-            self.process.stdin.write("draw\n")
-            self.process.stdin.flush()
-
-    def wait(self) -> None:
-        """Wait until the charts are drawn. Raises `RuntimeError` with the last line of the child's error."""
-        _, errors = self.process.communicate()
-        if self.process.returncode:
-            raise RuntimeError((errors.strip().splitlines() or [f"exit code {self.process.returncode}"])[-1])
-
-
 def write(
     output: Path,
     summary: dict[str, Any],
     scores: Scores,
     loaders: dict[str, DataLoader],
     classes: list[str],
-    charts: ChartProcess,
     console: Console,
 ) -> None:
     """Write the results into the run's folder; `scores` are the best epoch's on the validation split.
@@ -71,11 +34,18 @@ def write(
         run_folder.read(output), {name: [found[k] for k in range(len(classes))] for name, found in counts.items()}
     )
     try:
-        charts.start()
-        image_grids.of_run(output / "plots", loaders, scores, classes)
-        charts.wait()
+        draw(output, loaders, scores, classes)
     except Exception as error:
         console.print(f"The pictures could not all be drawn ({type(error).__name__}: {error}).", soft_wrap=True)
+
+
+def draw(output: Path, loaders: dict[str, DataLoader], scores: Scores, classes: list[str]) -> None:
+    """Draw all pictures into the run's plots/."""
+    image_grids.of_run(output / "plots", loaders, scores, classes)
+
+    from finetune.reporting import charts  # imports matplotlib, which takes long and may fail
+
+    charts.of_run(output)
 
 
 def report_stop(

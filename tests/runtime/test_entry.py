@@ -1,5 +1,6 @@
 """A program's end: its exit code, and one message for an error, however many processes find it."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from support import ROOT, wait_for
 
 from finetune.data import dataset
 from finetune.errors import UserError
+from finetune.runtime import entry
 from finetune.runtime.entry import exit_code
 from finetune.training import param_groups
 
@@ -24,6 +26,20 @@ def main(arguments):
     {end}
 entry.run(main)
 """
+
+
+def test_the_collector_rests_during_a_programs_imports_and_no_other(monkeypatch):
+    states = []
+    try:
+        for is_program in (False, True):
+            monkeypatch.setattr(entry, "_is_program", is_program)
+            before = gc.get_freeze_count()
+            with entry.imports():
+                resting = not gc.isenabled()
+            states.append((resting, gc.get_freeze_count() > before, gc.isenabled()))
+    finally:
+        gc.unfreeze()
+    assert states == [(False, False, True), (True, True, True)]
 
 
 @pytest.mark.parametrize(

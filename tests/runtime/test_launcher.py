@@ -79,7 +79,7 @@ def test_a_launcher_that_is_ended_leaves_a_checkpoint_and_no_orphan(launched, nu
         ranks = [child for child in started if child.ppid() == running.pid and "train.py" in child.cmdline()]
         assert len(ranks) == (1 if "one" in launched else 2)
         running.send_signal(number)
-        _, alive = psutil.wait_procs(started, timeout=30)  # with their chart processes
+        _, alive = psutil.wait_procs(started, timeout=30)
         assert not alive, (tmp_path / "log").read_text()
         assert running.wait(30) != 0
     finally:
