@@ -147,6 +147,7 @@ def main(arguments: list[str]) -> int:
         console.print(terminal.ending(summary, output, training), soft_wrap=True)
     checkpoints.finish()
     tracker.finish()
+    accelerator.wait_for_everyone()  # a launcher ends all processes when one fails, be it at its exit
     return 0
 
 
