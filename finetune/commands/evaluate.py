@@ -70,18 +70,18 @@ def main(arguments: list[str]) -> int:
     console = terminal.make_console(predictor.accelerator.is_main_process)
     images, imageset = read(predictor, options)
     split, name = choose(images, imageset, options)
-    split = matched(split, imageset.classes, predictor.classes, options.some_classes)
+    split = matched(split, imageset.classes, predictor.metadata.classes, options.some_classes)
     scores = score(predictor, split, options.batch_size, options.workers)
     if not predictor.accelerator.is_main_process:
         return 0
     about = {"run": str(options.run), "data": images.data, "split": name, "tta": options.tta}
-    metrics = {**about, **measure(scores, predictor.classes, names_of(split))}
+    metrics = {**about, **measure(scores, predictor.metadata.classes, names_of(split))}
     if options.json:
         print(json.dumps(metrics, ensure_ascii=False))
     else:
         show(metrics, imageset.skipped, console)
     if output:
-        write(output, metrics, scores, predictor.classes)
+        write(output, metrics, scores, predictor.metadata.classes)
     return 0
 
 
@@ -94,7 +94,7 @@ def read(predictor: Predictor, options: Options) -> tuple[Images, ImageSet]:
     images = predictor.recipe.images
     skip = options.skip_bad_images or images.skip_bad_images
     images = replace(images, data=options.data or images.data, skip_bad_images=skip)
-    return images, readers.read(images, predictor.net.in_channels, predictor.recipe.run.seed)
+    return images, readers.read(images, predictor.metadata.net.in_channels, predictor.recipe.run.seed)
 
 
 def choose(images: Images, imageset: ImageSet, options: Options) -> tuple[Split, str]:
@@ -146,8 +146,8 @@ def score(predictor: Predictor, split: Split, batch_size: int, workers: int) -> 
     recipe, accelerator = predictor.recipe, predictor.accelerator
     images, training = replace(recipe.images, workers=workers), replace(recipe.training, eval_batch_size=batch_size)
     recipe = replace(recipe, images=images, training=training)
-    loader = make_loaders({"val": split}, predictor.preprocess, recipe, accelerator)["val"]
-    feed = Feed(predictor.model, loader, predictor.preprocess)
+    loader = make_loaders({"val": split}, predictor.metadata.preprocess, recipe, accelerator)["val"]
+    feed = Feed(predictor.model, loader, predictor.metadata.preprocess)
     return evaluate(feed, accelerator, recipe.run.channels_last, fill=batch_size)
 
 

@@ -45,21 +45,21 @@ def main(arguments: list[str]) -> int:
     path = run.folder / run_folder.SCORES
     scores, epoch = Scores.load(path) if path.is_file() else (None, 0)
     scores = scores if epoch == best else None
-    if scores is not None and int(scores.predictions.max()) >= len(predictor.classes):
+    if scores is not None and int(scores.predictions.max()) >= len(predictor.metadata.classes):
         raise UserError(f"{path} belongs to a model with more classes. Delete it, and the images are scored again.")
     folder.mkdir(exist_ok=True)
     charts.curves(folder / "curves.png", run.history, best)
     try:
-        imageset = readers.read(recipe.images, predictor.net.in_channels, recipe.run.seed)
+        imageset = readers.read(recipe.images, predictor.metadata.net.in_channels, recipe.run.seed)
     except UserError as error:
         print(f"Only the charts are drawn, since the images cannot be read: {error}")
     else:
-        loaders = make_loaders(imageset.splits, predictor.preprocess, recipe, predictor.accelerator)
+        loaders = make_loaders(imageset.splits, predictor.metadata.preprocess, recipe, predictor.accelerator)
         if scores is None or scores.labels.tolist() != imageset.splits["val"].labels:
             scores = _score(predictor, loaders["val"])
-        image_grids.of_run(folder, loaders, scores, predictor.classes)
+        image_grids.of_run(folder, loaders, scores, predictor.metadata.classes)
     if scores is not None:
-        charts.of_predictions(folder, scores.first(), predictor.classes, "Validation")
+        charts.of_predictions(folder, scores.first(), predictor.metadata.classes, "Validation")
     print(f"Pictures  {folder}")
     return 0
 
@@ -69,5 +69,5 @@ def _score(predictor: Predictor, loader: DataLoader) -> Scores:
     from finetune.training.evaluation import evaluate
     from finetune.training.step import Feed
 
-    feed = Feed(predictor.model, loader, predictor.preprocess)
+    feed = Feed(predictor.model, loader, predictor.metadata.preprocess)
     return evaluate(feed, predictor.accelerator, predictor.recipe.run.channels_last)

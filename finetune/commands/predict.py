@@ -72,11 +72,11 @@ def main(arguments: list[str]) -> int:
     hidden = not bar.is_terminal or sys.stdout.isatty()  # rows in the terminal show the progress
     predictions = predict(predictor, paths, options.topk, options.batch_size, options.workers)
     tracked = track(predictions, "images", len(paths), console=bar, transient=True, disable=hidden)
-    first, bad = write(tracked, predictor.classes, options)
+    first, bad = write(tracked, predictor.metadata.classes, options)
     if grid:
         from finetune.reporting import image_grids
 
-        image_grids.answers(grid, first, predictor.classes)
+        image_grids.answers(grid, first, predictor.metadata.classes)
     if bad:
         raise UserError(f"{bad} of {len(paths)} images could not be read; their rows say why.")
     return 0

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from finetune import recipes
-from finetune.config.settings import Net, Recipe
+from finetune.config.settings import Recipe
 from finetune.data.decode import load
 from finetune.data.transforms import evaluation_transform, to_input
 from finetune.errors import UserError
@@ -38,18 +38,6 @@ class Predictor:
     has_run: bool
     """Whether the run's settings are known."""
     accelerator: Accelerator
-
-    @property
-    def net(self) -> Net:
-        return self.metadata.net
-
-    @property
-    def classes(self) -> list[str]:
-        return self.metadata.classes
-
-    @property
-    def preprocess(self) -> Preprocess:
-        return self.metadata.preprocess
 
 
 def open_run(run: Path, precision: str, tta: bool = False) -> Predictor:
@@ -122,7 +110,7 @@ def predict(predictor: Predictor, paths: list[str], topk: int, batch_size: int, 
     """
     device, channels_last = predictor.accelerator.device, predictor.recipe.run.channels_last
     loader = DataLoader(
-        Files(paths, predictor.preprocess),
+        Files(paths, predictor.metadata.preprocess),
         batch_size=batch_size,
         num_workers=devices.worker_count(workers, device),
         collate_fn=list,
@@ -132,7 +120,7 @@ def predict(predictor: Predictor, paths: list[str], topk: int, batch_size: int, 
         tops = iter(())
         if images:
             x = padded(torch.stack(images), batch_size)
-            x = to_input(x, predictor.preprocess, device, channels_last)  # (N, C, H, W)
+            x = to_input(x, predictor.metadata.preprocess, device, channels_last)  # (N, C, H, W)
             with predictor.accelerator.autocast():
                 logits = predictor.model(x).float()[: len(images)]  # (N, classes)
             probabilities, classes = logits.softmax(1).topk(min(topk, logits.shape[1]))  # (N, topk)

@@ -32,8 +32,8 @@ def test_a_model_folder_without_its_run_opens_with_the_default_settings(tmp_path
     predictor = open_run(tmp_path / "bees", "no")
     assert not predictor.has_run
     assert predictor.recipe == Recipe()
-    assert predictor.classes == ["a", "b", "c"]
-    assert (predictor.net.model, predictor.preprocess) == ("shufflenet_v2_x0_5", preprocess)
+    assert predictor.metadata.classes == ["a", "b", "c"]
+    assert (predictor.metadata.net.model, predictor.metadata.preprocess) == ("shufflenet_v2_x0_5", preprocess)
     x = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(predictor.model(x), model(x))

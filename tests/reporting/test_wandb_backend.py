@@ -38,7 +38,11 @@ def test_with_a_key_and_no_network_it_is_offline_in_under_three_seconds(no_key, 
 
 
 def test_a_name_server_that_never_answers_does_not_hold_up_the_run(monkeypatch):
-    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: time.sleep(30))
+    def hang(*_: object, **__: object) -> None:
+        time.sleep(30)
+        raise TimeoutError
+
+    monkeypatch.setattr(socket, "create_connection", hang)
     began = time.perf_counter()
     assert not wandb_backend._is_reachable("example.invalid", 443)
     assert time.perf_counter() - began < 3
