@@ -30,8 +30,9 @@ class Memory:
 def estimate(model: nn.Module, shape: tuple[int, ...], classes: int, optimizer: str, precision: str) -> Memory:
     """Estimate the bytes of a step on images of this shape (N, C, H, W), for the gradients that are asked for now.
 
-    The forward pass runs on the meta device, where tensors have shapes but no values; the activations are the distinct
-    tensors that autograd saves for the backward pass. Raises `UserError` where the network does not take such images.
+    The forward pass runs on the meta device, where tensors have shapes but no values. The activations are the distinct
+    tensors that autograd saves for the backward pass, and at each layer also its input and output: in a frozen part,
+    which saves nothing, these are all. Raises `UserError` where the network does not take such images.
     """
     dtype = torch.float32 if precision == "no" else {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     tensors = {
@@ -40,12 +41,21 @@ def estimate(model: nn.Module, shape: tuple[int, ...], classes: int, optimizer: 
         ).requires_grad_(tensor.requires_grad)
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]
     }
+    held = {tensor.untyped_storage() for tensor in tensors.values()}
     saved: set[torch.UntypedStorage] = set()
+    activations = 0
 
     def save(tensor: Tensor) -> Tensor:
         saved.add(tensor.untyped_storage())
         return tensor
 
+    def at_layer(_: nn.Module, inputs: tuple, output: object) -> None:
+        nonlocal activations
+        alive = {tensor.untyped_storage() for tensor in (*inputs, output) if isinstance(tensor, Tensor)}
+        activations = max(activations, sum(storage.nbytes() for storage in (saved | alive) - held))
+
+    layers = [module for module in model.modules() if not any(module.children())]
+    hooks = [layer.register_forward_hook(at_layer) for layer in layers]
     images = torch.empty(shape, device="meta", dtype=dtype)
     try:
         with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
@@ -53,9 +63,12 @@ def estimate(model: nn.Module, shape: tuple[int, ...], classes: int, optimizer: 
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--image-size {shape[-1]}: this network does not take it ({reason}).") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
     logits = outputs if isinstance(outputs, Tensor) else outputs[0]
     assert logits.shape == (shape[0], classes), f"the network gives {tuple(logits.shape)}"
-    activations = sum(storage.nbytes() for storage in saved - {tensor.untyped_storage() for tensor in tensors.values()})
+    activations = max(activations, sum(storage.nbytes() for storage in saved - held))
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     gradients = sum(4 * p.numel() for p in model.parameters() if p.requires_grad)
     return Memory(weights, gradients, gradients * (1 if optimizer == "sgd" else 2), activations)

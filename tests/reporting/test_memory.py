@@ -16,14 +16,21 @@ from finetune.training import loss, param_groups
 GIB = 2**30
 
 
-def test_the_estimated_activations_are_those_that_autograd_saves():
-    model = nn.Sequential(nn.Linear(8, 16), nn.Sigmoid(), nn.Linear(16, 3))  # the input, and the sigmoid's output
+def test_the_estimated_activations_are_those_that_autograd_saves_and_a_layers_own():
+    model = nn.Sequential(nn.Linear(8, 16), nn.Sigmoid(), nn.Linear(16, 3))
     need = memory.estimate(model, (5, 8), 3, "adamw", "no")
     weights = 4 * (8 * 16 + 16 + 16 * 3 + 3)
-    assert need == memory.Memory(weights, weights, 2 * weights, activations=4 * 5 * (8 + 16))
+    # The peak is at the sigmoid: the saved input of the first layer (8), its own input and its own, saved output.
+    assert need == memory.Memory(weights, weights, 2 * weights, activations=4 * 5 * (8 + 16 + 16))
     model[0].requires_grad_(False)
     trained = 4 * (16 * 3 + 3)
-    assert memory.estimate(model, (5, 8), 3, "sgd", "no") == memory.Memory(weights, trained, trained, 4 * 5 * 16)
+    assert memory.estimate(model, (5, 8), 3, "sgd", "no") == memory.Memory(weights, trained, trained, 4 * 5 * (16 + 16))
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_frozen_network_needs_its_largest_layers_input_and_output():
+    model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 64), nn.Linear(64, 3)).requires_grad_(False)
+    assert memory.estimate(model, (5, 8), 3, "adamw", "no").activations == 4 * 5 * (16 + 64)
 
 
 def advised(count, batch_size, accumulate=1, processes=1, batchnorm=True, activations=10 * GIB, free=5 * GIB):
