@@ -2,7 +2,7 @@
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # Exit codes. 75: stopped on request after a checkpoint. 130: Ctrl-C with nothing to save, or a second one.
 MISTAKE, STOPPED, INTERRUPTED = 2, 75, 130
@@ -21,6 +21,11 @@ def unknown(kind: str, given: str, known: Iterable[str]) -> UserError:
     if near:
         return UserError(f"unknown {kind} '{given}'. Did you mean {' or '.join(near)}?")
     return UserError(f"unknown {kind} '{given}'. Known: {', '.join(known)}.")
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first of some names, separated by commas, with an ellipsis where there are more."""
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 def set_memory_advice(advice: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from finetune.commands import RunArgument
 from finetune.config.command_line import parse
-from finetune.errors import UserError
+from finetune.errors import UserError, listed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -126,12 +126,10 @@ def matched(split: Split, names: list[str], classes: list[str], some: bool) -> S
     """
     unknown, lacking = sorted(set(names) - set(classes)), sorted(set(classes) - set(names))
     if unknown or (lacking and not some):
-        which = (
-            f"the model does not know {', '.join(unknown[:5])}" if unknown else f"no image is {', '.join(lacking[:5])}"
-        )
+        which = f"the model does not know {listed(unknown)}" if unknown else f"no image is {listed(lacking)}"
         raise UserError(
-            f"the classes do not match: {which}. The model's are {', '.join(classes[:10])}"
-            f"{', …' if len(classes) > 10 else ''}." + ("" if unknown else " If that is intended: --some-classes")
+            f"the classes do not match: {which}. The model's are {listed(classes, 10)}."
+            + ("" if unknown else " If that is intended: --some-classes")
         )
     position = {name: k for k, name in enumerate(classes)}
     return replace(split, labels=[position[names[label]] for label in split.labels])

@@ -19,6 +19,8 @@ from torch.nn.modules.dropout import _DropoutNd  # private: without it, each dro
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import StochasticDepth
 
+from finetune.models.network import wrong_size
+
 PROBE = 11  # images of the trial run on the meta device: a first axis of this length is the batch
 
 
@@ -85,7 +87,7 @@ def find(model: nn.Module, shape: tuple[int, ...]) -> Split | None:
     """Split at the last point up to which everything is frozen and in evaluation mode, for images of `shape` (C, H, W).
 
     The model must be in that phase (modes and `requires_grad`), and is left in it. None where there is no such point
-    behind the first layer with weights.
+    behind the first layer with weights. Raises `UserError` where the network does not take such images.
     """
     modes = {module: module.training for module in model.modules()}
     training = _trace(model)
@@ -110,8 +112,11 @@ def find(model: nn.Module, shape: tuple[int, ...]) -> Split | None:
         return None
     probe = _Probe(model, evaluation)
     held = {name: torch.empty_like(t, device="meta") for name, t in [*probe.named_parameters(), *probe.named_buffers()]}
-    with torch.no_grad():
-        functional_call(probe, held, (torch.empty(PROBE, *shape, device="meta"),))
+    try:
+        with torch.no_grad():
+            functional_call(probe, held, (torch.empty(PROBE, *shape, device="meta"),))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise wrong_size(shape[-1], error) from error
     for k in reversed(points):
         found = probe.shapes.get(nodes[k].name)
         if found and found[0] == PROBE:

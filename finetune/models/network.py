@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from finetune import recipes
 from finetune.config.settings import Rate, Recipe
+from finetune.errors import UserError
 from finetune.models import surgery
 from finetune.models.architectures import Family, Preprocess, find, parameter_depths
 
@@ -91,6 +92,11 @@ class Network:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(accelerator.device, memory_format=memory_format)
+
+
+def wrong_size(side: int, error: Exception) -> UserError:
+    """The error for images whose side in pixels a network does not take; `error` is torch's."""
+    return UserError(f"--image-size {side}: this network does not take it ({str(error).splitlines()[0]}).")
 
 
 def build(recipe: Recipe, classes: int, empty: bool = False, restored: Preprocess | None = None) -> Network:

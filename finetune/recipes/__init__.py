@@ -30,9 +30,12 @@ def load(name: str) -> ModuleType:
 
 
 def rates(recipe: Recipe, depths: int) -> list[Rate | None]:
-    """The rate of each depth, stem first; None where it is frozen."""
+    """The rate of each depth, stem first; None where it is frozen. Raises `UserError` where all are."""
     module = load(recipe.recipe)
-    return [module.rate(recipe, depth, depths) for depth in range(depths)]
+    found = [module.rate(recipe, depth, depths) for depth in range(depths)]
+    if not any(found):
+        raise UserError(f"the recipe {recipe.recipe} trains no depth: its rate() returns None for each.")
+    return found
 
 
 def from_command_line(arguments: list[str]) -> Recipe:

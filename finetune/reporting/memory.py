@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from finetune.config.settings import Training
-from finetune.errors import UserError
+from finetune.models.network import wrong_size
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,7 @@ def estimate(model: nn.Module, shape: tuple[int, ...], classes: int, optimizer: 
         with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
             outputs = functional_call(model, tensors, (images,))
     except (RuntimeError, ValueError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--image-size {shape[-1]}: this network does not take it ({reason}).") from error
+        raise wrong_size(shape[-1], error) from error
     finally:
         for hook in hooks:
             hook.remove()

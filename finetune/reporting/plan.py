@@ -95,7 +95,7 @@ def make(
     facts = {
         "images": ", ".join(f"{count} {name}" for name, count in counts.items())
         + (f"; {imageset.skipped} that do not decode are left out" if imageset.skipped else ""),
-        "classes": f"{classes}: {', '.join(imageset.classes[:6])}{', …' if classes > 6 else ''}",
+        "classes": f"{classes}: {errors.listed(imageset.classes, 6)}",
         "parameters": f"{trained:,} trained of {sum(row.parameters for row in table):,}",
         "steps": f"{training.epochs} epochs × {steps} = {training.epochs * steps}, each of {training.batch_size} images"
         + (f" in {training.accumulate} micro-batches" if training.accumulate > 1 else ""),
@@ -116,7 +116,7 @@ def make(
     }
     if "test" in counts and (missing := imageset.lacking("test")):
         facts["warning"] = (
-            f"no image of the test split is {', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}: "
+            f"no image of the test split is {errors.listed(missing)}: "
             f"the test accuracy says nothing about {len(missing)} of {classes} classes"
         )
     if smallest and processes * training.accumulate > 1:

@@ -9,13 +9,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from finetune.config.settings import Recipe
 from finetune.errors import UserError
 from finetune.runtime import files
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 SCORES = "validation.safetensors"
+LOCK, LOCK_SECONDS = ".lock", 10
 RESUME_ME = "resume-me"  # marks a stopped run, for scripts that see no exit code
+_locks: list[FileLock] = []  # held until the process ends
 RECORD_KEYS = {"epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "images_per_second"}
 
 
@@ -54,24 +58,40 @@ def claim(output: Path, named: bool) -> Path:
     raise AssertionError("unreachable: the numbers do not end")
 
 
+def _lock(output: Path) -> None:
+    """Keep other processes' runs out of a folder until this process ends. Raises `UserError` where one is writing."""
+    try:
+        # A singleton is taken again by the process that holds it. A killed run's workers may hold it for a moment.
+        _locks.append(FileLock(output / LOCK, timeout=LOCK_SECONDS, is_singleton=True))
+        _locks[-1].acquire()
+    except Timeout as error:
+        raise UserError(f"--resume: another run is writing {output}. Wait until it has ended, or stop it.") from error
+    except NotImplementedError:  # a file system without locks
+        pass
+
+
 def _taken(output: Path) -> UserError:
-    return UserError(f"--output {output} exists already. Name a new folder, or go on with it: --resume.")
+    if (output / CONFIG).is_file():
+        return UserError(f"--output {output} holds a run already. Name a new folder, or go on with it: --resume.")
+    return UserError(f"--output {output} exists already. Name a new or empty folder.")
 
 
 def prepare(recipe: Recipe, output: Path, config: dict[str, Any], history: list[dict[str, Any]]) -> Path:
     """Make the folder, or clean up a resumed run's, and write config.json; returns the folder's final path.
 
     `history` replaces metrics.jsonl: epochs after the checkpoint are written again. Main process only.
-    Raises `UserError` where the folder cannot be written or belongs to another run.
+    Raises `UserError` where the folder cannot be written or belongs to another run, or where one is writing it.
     """
     try:
         if recipe.run.resume:
+            _lock(output)
             (output / "plots").mkdir(parents=True, exist_ok=True)
             files.write_text(output / METRICS, "".join(json.dumps(record) + "\n" for record in history))
             for leftover in (RESUME_ME, SUMMARY):
                 (output / leftover).unlink(missing_ok=True)
         else:
             output = claim(output, named=recipe.run.output is not None)
+            _lock(output)
         write_json(output / CONFIG, config)
     except OSError as error:
         raise UserError(f"--output {output} cannot be written: {error.strerror}.") from error

@@ -27,12 +27,17 @@ def find(output: Path, config: dict[str, Any], accelerator: Accelerator) -> Foun
     """The newest whole checkpoint of a run, the same on all processes; None where there is none. Collective.
 
     Raises `UserError` where all checkpoints are damaged, where a setting of `config` differs that may not, and where
-    another machine does not see the folder.
+    another machine does not see the folder. Also for a finished run without checkpoints.
     """
 
     def verified() -> Found | None:
         found = checkpoint.find(output / "checkpoints")
         changes(found.settings if found else json.loads((output / "config.json").read_text()), config)
+        if found is None and (output / "summary.json").exists():
+            raise UserError(
+                f"--resume: {output} is a finished run without checkpoints, so there is nothing to go on with. Start "
+                f"anew with another --output."
+            )
         return found
 
     found = devices.from_main(accelerator, verified)  # read and verified once

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from finetune.config.settings import Net, Rate
+from finetune.errors import UserError
 from finetune.features import graph_split
 from finetune.models import architectures, surgery
 from finetune.models.network import Network
@@ -144,3 +145,8 @@ def test_the_digest_tells_weights_settings_and_modules_apart():
     changed.layer1[0].bn1.eps = 1e-3
     assert graph_split.digest(split.prefix(changed)) != first
     assert graph_split.digest(build("resnet18", 2)[1].prefix(model)) != first
+
+
+def test_images_that_are_too_small_for_the_network_are_a_mistake():
+    with pytest.raises(UserError, match="--image-size 8: this network does not take it"):
+        build("squeezenet1_1", last=1, size=8, empty=True)

@@ -18,6 +18,12 @@ def rates(name: str, depths: int = 5, **settings) -> list[Rate | None]:
     return recipes.rates(recipes.from_settings(name, {"weights": "none", **settings}), depths)
 
 
+def test_a_recipe_that_trains_nothing_is_a_mistake(monkeypatch):
+    monkeypatch.setattr(recipes.load("finetune"), "rate", lambda *_: None)
+    with pytest.raises(UserError, match="finetune trains no depth"):
+        rates("finetune")
+
+
 # ---- each recipe -----------------------------------------------------------------------------------------------------
 def test_every_recipe_answers_for_every_depth():
     assert {"feature_extractor", "finetune"} <= set(recipes.NAMES)

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -21,13 +23,31 @@ def test_of_two_runs_with_one_output_the_second_is_refused(tmp_path, there):
     if there:
         output.mkdir(parents=True)
     assert run_folder.claim(output, named=True) == output
-    with pytest.raises(UserError, match=r"mine exists already\. Name a new folder"):
+    with pytest.raises(UserError, match=r"mine (exists already\. Name a new or empty folder|holds a run already)"):
         run_folder.claim(output, named=True)
 
 
 def test_a_default_name_that_is_taken_gets_a_number(tmp_path):
     names = [run_folder.claim(tmp_path / "finetune-2025", named=False).name for _ in range(3)]
     assert names == ["finetune-2025", "finetune-2025-2", "finetune-2025-3"]
+
+
+def test_a_folder_that_another_process_is_writing_is_not_resumed(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "LOCK_SECONDS", 0)
+    recipe = recipes.from_settings("finetune", {"output": tmp_path, "resume": True})
+    lock = f"lock = FileLock({str(tmp_path / run_folder.LOCK)!r}); lock.acquire(); print(flush=True)"
+    code = f"import time; from filelock import FileLock; {lock}; time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert other.stdout.readline()
+    try:
+        with pytest.raises(UserError, match="another run is writing"):
+            run_folder.prepare(recipe, tmp_path, {}, [])
+        assert not (tmp_path / "config.json").exists()
+    finally:
+        other.kill()
+        other.wait()
+    for _ in range(2):  # the process that holds a folder may go on with it
+        run_folder.prepare(recipe, tmp_path, {}, [])
 
 
 # ---- choose ----------------------------------------------------------------------------------------------------------
@@ -51,8 +71,8 @@ def test_an_output_is_new_or_empty_or_with_resume_a_runs_folder(tmp_path):
         assert choose(name, resume=False) == tmp_path / name
         with pytest.raises(UserError, match="is no run's folder"):
             choose(name, resume=True)
-    for name in ("filled", "file", "run"):
-        with pytest.raises(UserError, match="exists already"):
+    for name, words in {"filled": "exists already", "file": "exists already", "run": "holds a run already"}.items():
+        with pytest.raises(UserError, match=words):
             choose(name, resume=False)
     assert choose("run", resume=True) == tmp_path / "run"
     with pytest.raises(UserError, match="--resume needs --output"):

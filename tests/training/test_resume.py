@@ -120,6 +120,16 @@ def test_a_run_that_has_ended_can_be_resumed_with_more_epochs(train):
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+def test_a_finished_run_without_its_checkpoints_is_not_trained_again(train, capsys):
+    code, output = train("--epochs", "1")
+    assert code == 0
+    shutil.rmtree(output / "checkpoints")
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    assert train("--epochs", "2", "--resume", "--output", str(output))[0] == 2
+    assert "is a finished run without checkpoints" in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -271,6 +281,7 @@ def test_the_tracker_keeps_its_id_and_its_steps_where_no_checkpoint_was_written(
     flags = ("--tracker", "wandb", "--log-every", "1", "--epochs", "1")
     _, output = train(*flags)
     shutil.rmtree(output / "checkpoints")
+    (output / "summary.json").unlink()
     assert train(*flags, "--resume", "--output", str(output))[0] == 0
     files = sorted(output.glob("wandb/offline-run-*/*.wandb"))
     assert len(files) == 2
@@ -293,6 +304,7 @@ def test_a_run_without_a_checkpoint_starts_from_the_beginning(train, capsys):
         for file in path.iterdir():
             file.unlink()
         path.rmdir()
+    (output / "summary.json").unlink()
     assert train("--epochs", "1", "--resume", "--output", str(output))[0] == 0
     assert "has no checkpoint yet. From the beginning." in capsys.readouterr().out
     assert len(metrics(output)) == 1
