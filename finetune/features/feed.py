@@ -2,14 +2,12 @@
 
 In each phase of training the network is split where its frozen part ends (`graph_split`). The activations of a
 validation image never change. Those of a training image never change within one of its `--views`. They are cached on
-disk (`tensor_cache`) for later epochs, phases and runs.
+disk (`store`) for later epochs, phases and runs.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -18,19 +16,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from finetune.config.settings import Recipe
-from finetune.data import decoded_cache, tensor_cache
+from finetune.data import decoded_cache
 from finetune.data.dataset import Draw
 from finetune.data.loader import Batch
-from finetune.features import graph_split
-from finetune.features.extract import Extractor
 from finetune.features.policy import Caching, Phase
+from finetune.features.store import Frozen, Store
 from finetune.models.network import Network
 from finetune.runtime import devices
 from finetune.runtime.progress import tracked
 from finetune.training.interrupts import Interrupts
 from finetune.training.step import Feed
-
-FORMAT = 3  # raise it when a change alters what is stored
 
 
 class Feeds:
@@ -52,10 +47,8 @@ class Feeds:
         self.caching, self.recipe, self.network, self.loaders = caching, recipe, network, loaders
         self.accelerator, self.raise_if_stopped = accelerator, interrupts.raise_if_stopped
         self.progress = partial(tracked, console=console)
-        self.extractor = Extractor(accelerator, network.preprocess, recipe.run.channels_last)
-        self.fingerprints: dict[str, str] = {}
+        self.store = Store(caching, recipe, network.preprocess, accelerator, self.progress, interrupts)
         self.to_decode = set(caching.decoded)
-        self.full = False  # activations could not be written: the rest of the run uses images
         self.phase: Phase | None = None
 
     def at(self, epoch: int) -> tuple[Feed, Feed]:
@@ -67,8 +60,7 @@ class Feeds:
         phase = self.caching.phase(epoch)
         if phase is not self.phase:
             self.phase, self.nets, self.activations = phase, {}, {}
-            self.prefix = phase.split.prefix(self.network.model) if phase.cached else None
-            self.digest = graph_split.digest(self.prefix) if phase.cached else ""
+            self.frozen = Frozen.of(phase.split, self.network.model) if phase.cached else None
         view = self.loaders["train"].batch_sampler.view(epoch)
         return self._feed("train", self.network.model, view), self._feed("val", self.network.evaluated, 0)
 
@@ -88,7 +80,7 @@ class Feeds:
             self._decode(name)
             return Feed(net, loader, self.network.preprocess)
         activations = DataLoader(
-            Activations(values, loader.dataset.split.labels, self.extractor.is_map(values)),
+            Activations(values, loader.dataset.split.labels, self.store.extractor.is_map(values)),
             batch_sampler=loader.batch_sampler,
             collate_fn=_unchanged,
             pin_memory=loader.pin_memory,
@@ -109,88 +101,19 @@ class Feeds:
         if failure and self.accelerator.is_main_process:
             print(f"Decoded {name} images are not cached in {caching.folder}: {failure}.")
 
-    # ---- activations -------------------------------------------------------------------------------------------------
     def _cached(self, name: str, view: int) -> Tensor | None:
         """A split's activations in one view, computed now if they are not cached. None: use images."""
-        if name not in self.phase.cached or self.full:
+        if name not in self.phase.cached:
             return None
         if (name, view) not in self.activations:
-            path, about = self._entry(name, view)
-            missing = self.accelerator.is_local_main_process and not tensor_cache.is_whole(path)
-            if devices.anywhere(self.accelerator, missing):
-                self._fill(name, view, path, about)
-            values = tensor_cache.read(path)
-            # Another run may have evicted them meanwhile, on one machine of several.
-            found = None if devices.anywhere(self.accelerator, values is None) else values
-            self.activations[name, view] = found
+            random = name == "train" and self.recipe.images.augment != "none"
+            values = self.store.get(
+                self.frozen, name, self.loaders[name], view if random else None, partial(self._decode, name)
+            )
+            if self.store.full:
+                self.nets.clear()  # DDP's hooks on the suffix must go before the whole network is wrapped
+            self.activations[name, view] = values
         return self.activations[name, view]
-
-    def _entry(self, name: str, view: int) -> tuple[Path, dict[str, str]]:
-        """The path of a split's activations, and the description in their header."""
-        samples, recipe, split = self.loaders[name].dataset, self.recipe, self.phase.split
-        if name not in self.fingerprints:
-            self.fingerprints[name] = tensor_cache.fingerprint(samples.split.items)
-        random = name == "train" and recipe.images.augment != "none"
-        key = tensor_cache.key(
-            format=FORMAT,
-            prefix=self.digest,
-            images=self.fingerprints[name],
-            transform=str(samples.transform),
-            preprocess=asdict(self.network.preprocess),
-            channels=samples.channels,
-            precision=self.accelerator.mixed_precision,
-            channels_last=recipe.run.channels_last,
-            kernels=devices.kernels(self.accelerator.device),
-            **({"seed": samples.seed, "view": view} if random else {}),
-        )
-        place = f"{split.module}, {' × '.join(map(str, split.shape))}"
-        about = {"model": recipe.net.model, "place": place, "images": f"{len(samples)} {name}", "view": str(view)}
-        return self.caching.folder / f"{key}{tensor_cache.SUFFIX}", about | {"data": recipe.images.data}
-
-    def _fill(self, name: str, view: int, path: Path, about: dict[str, str]) -> None:
-        """Compute a split's activations, each process for its part of the images, and cache them on each machine.
-
-        A failure to write is printed, and the run continues from images.
-        """
-        self._decode(name)
-        count = len(self.loaders[name].dataset)
-        writer = tensor_cache.Writer(path, count, about) if self.accelerator.is_local_main_process else None
-        title = f"frozen part, {name} images" + (f", view {view + 1}" if name == "train" else "")
-        batches = self.progress(self.extractor.batches(self.loaders[name], view), title)
-        try:
-            for rows in self.extractor.rows(self.prefix, batches):
-                self.raise_if_stopped()
-                failure = self._append(writer, rows, count) if writer else ""
-                if self._give_up(name, failure):
-                    return
-        finally:
-            if writer:
-                writer.abandon()  # does nothing after a commit
-
-    def _append(self, writer: tensor_cache.Writer, rows: Tensor, count: int) -> str:
-        """Write rows, and commit after the last; the reason for a failure, or an empty string."""
-        folder, limit = self.caching.folder, self.caching.limit
-        try:
-            if not writer.rows:
-                size = count * rows[0].numel() * rows.element_size()
-                if size > limit:
-                    raise OSError("they need more than --cache-gb")
-                tensor_cache.make_room(folder, size, limit)
-            writer.append(rows[: count - writer.rows])
-            if writer.rows == count:
-                writer.commit()
-        except OSError as error:
-            return error.strerror or str(error)
-        return ""
-
-    def _give_up(self, name: str, failure: str) -> bool:
-        """Whether writing failed on any machine: then all processes continue from images. Collective."""
-        self.full = devices.anywhere(self.accelerator, bool(failure))
-        if self.full:
-            self.nets.clear()  # DDP's hooks on the suffix must go before the whole network is wrapped
-        if failure:
-            print(f"Activations of {name} images are not cached in {self.caching.folder}: {failure}. Training goes on.")
-        return self.full
 
 
 class Activations(Dataset):
