@@ -3,7 +3,7 @@
     accelerate launch train.py --recipe feature_extractor                 # built-in images and weights, no network
     accelerate launch train.py --recipe finetune --data path/to/folder --model resnet18
 
-Reads straight down: settings, data and network, plan, optimizer, loop, end.
+Reads straight down: settings, data and network, plan, optimizer, head, loop, end.
 """
 
 from dataclasses import asdict
@@ -34,8 +34,9 @@ def main(arguments: list[str]) -> int:
         import torch
 
         from finetune.data.loader import make_loaders
+        from finetune.features import head
         from finetune.features.feed import Feeds
-        from finetune.models import metadata, model_folder, network
+        from finetune.models import metadata, network
         from finetune.reporting import plan, records, results, startup, terminal
         from finetune.runtime import devices
         from finetune.runtime.progress import progress
@@ -79,27 +80,42 @@ def main(arguments: list[str]) -> int:
     lr_factor = schedule.make_schedule(training, sampler.steps)
 
     about = {"settings": config, "preprocess": asdict(net.preprocess)}
-    checkpoints = Checkpoints(output / "checkpoints", run.keep_checkpoints, accelerator, net, optimizer, about)
-    state = checkpoints.load(found) if found else State(zero_sums(device), tracker=tracker.id, run_clock=clock)
     metadata_of = partial(metadata.of_run, recipe.net, classes, net.preprocess)
-    if main_process and state.best:  # a run that was killed may have left a newer model folder, or none
-        model_folder.save(output / "model", checkpoints.best_state(), metadata_of(state.best))
+    checkpoints = Checkpoints(output, run.keep_checkpoints, accelerator, net, optimizer, about, metadata_of)
+    state = checkpoints.load(found) if found else State(zero_sums(device), tracker=tracker.id, run_clock=clock)
 
     interrupts = Interrupts(accelerator, *period(run.checkpoint_every))
     feeds = Feeds(planned.caching, recipe, net, loaders, accelerator, console, interrupts)
-    estimate = terminal.TimeEstimate(training.epochs * sampler.steps, console)
+    epochs = planned.epochs
+    estimate = terminal.TimeEstimate(epochs * sampler.steps, console)
     scores = {}  # of the best weights, by split
 
     try:
+        # ---- head: solved on the features of the frozen part, as epoch 0 or as the whole training --------------------
+        if planned.caching.head and not state.history:
+            solution = head.solve(recipe, feeds.head_features(), labels, len(classes), accelerator)
+            val_feed = feeds.validation(epoch=0)
+            for number, fit in enumerate(solution.path, 1) if not epochs else [(0, solution.best)]:
+                net.set_head(fit.weight, fit.bias)
+                state.step = number
+                val_scores = evaluate(val_feed, accelerator, run.channels_last, interrupts.raise_if_stopped)
+                record = records.head_record(number, fit, solution.views, state, optimizer, len(net.stages), val_scores)
+                state.add(record, chosen := fit is solution.best)
+                if chosen:
+                    scores["val"] = val_scores
+                    checkpoints.keep_best(record)
+                results.log(record, epochs, chosen, output, tracker, console)
+            checkpoints.save(state, optional=True)
+
         # ---- loop ----------------------------------------------------------------------------------------------------
-        for epoch in range(state.epoch, training.epochs):
+        for epoch in range(state.epoch, epochs):
             if schedule.should_stop(state.history, training):
                 break
             net.set_phase(epoch)
             train_feed, val_feed = feeds.at(epoch)  # images, or activations of the network's frozen part
             sampler.start_at(epoch, state.step - epoch * sampler.steps)
 
-            with progress(train_feed.loader, f"epoch {epoch + 1}/{training.epochs}", console) as micro_batches:
+            with progress(train_feed.loader, f"epoch {epoch + 1}/{epochs}", console) as micro_batches:
                 for step in range(state.step, (epoch + 1) * sampler.steps):
                     interrupts.exchange()
                     lr = training.lr * lr_factor(step, state.history)
@@ -115,13 +131,8 @@ def main(arguments: list[str]) -> int:
             record = records.epoch_record(state, optimizer, len(net.stages), val_scores, accelerator, seconds)
             if improved := state.finish_epoch(record, training.best_by):
                 scores["val"] = val_scores
-                checkpoints.keep_best()
-            if main_process:
-                run_folder.append_record(output, record)
-                tracker.log_epoch(record)
-                if improved:
-                    model_folder.save(output / "model", checkpoints.best_state(), metadata_of(record))
-            console.print(terminal.epoch_line(record, training.epochs, improved))
+                checkpoints.keep_best(record)
+            results.log(record, epochs, improved, output, tracker, console)
             if warning := terminal.collapse(state.history, net.rates, len(loaders["val"].dataset), batchnorm):
                 console.print(warning, soft_wrap=True)
             checkpoints.save(state, optional=True)
@@ -141,7 +152,7 @@ def main(arguments: list[str]) -> int:
         return STOPPED
 
     if main_process:
-        summary = records.summary(state, training.epochs, scores, loaders, accelerator)
+        summary = records.summary(state, epochs, scores, loaders, accelerator)
         results.write(output, summary, scores["val"], loaders, classes, console)
         tracker.log_end(state.step, output, summary, scores["val"], loaders["val"].dataset, classes)
         console.print(terminal.ending(summary, output, training), soft_wrap=True)

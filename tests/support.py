@@ -138,8 +138,8 @@ class Started:
 
 def with_defaults(flags: list[str]) -> list[str]:
     """The flags, completed for a run of a second or two."""
-    tiny = {"--model": "shufflenet_v2_x0_5", "--image-size": "32", "--weights": "none", "--epochs": "2"}
-    default = {**tiny, "--tracker": "none", "--precision": "no", "--cache-dir": CACHE}
+    tiny = {"--model": "shufflenet_v2_x0_5", "--image-size": "32", "--weights": "none", "--solver": "sgd"}
+    default = {**tiny, "--epochs": "2", "--tracker": "none", "--precision": "no", "--cache-dir": CACHE}
     return [word for flag, value in default.items() if flag not in flags for word in (flag, value)] + flags
 
 
@@ -183,6 +183,7 @@ def launch(launcher: list[str], output, data, *flags: str) -> subprocess.Complet
     common = ["--recipe", "feature_extractor", "--data", str(data), "--output", str(output), "--tracker", "none"]
     common += ["--cache-dir", f"{output}-cache"]
     tiny = ["--model", "shufflenet_v2_x0_5", "--weights", "starter", "--epochs", "2", "--batch-size", "5"]
+    tiny += [] if "--solver" in flags else ["--solver", "sgd"]
     command = [*launcher, "train.py", *common, *tiny, *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=240, check=False)

@@ -100,7 +100,7 @@ def test_another_seed_gives_another_run(train):
 # Train losses of three epochs. When one moves, the commit says why.
 GOLDEN = {
     "concat_pool": [1.121526, 1.1010808, 1.1096647],
-    "feature_extractor": [1.1086297, 1.099775, 1.0971885],
+    "feature_extractor": [1.1096818, 1.0998771, 1.0970218],
     "finetune": [1.0977721, 1.0985159, 1.0962996],
     "gradual_unfreeze": [1.1084725, 1.0980287, 1.0934415],
     "grayscale": [1.0989817, 1.0985813, 1.0984149],

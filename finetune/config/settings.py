@@ -88,9 +88,9 @@ class Images:
     val_fraction: Annotated[float, Bounds(above=0, below=1)] = 0.2
     """Fraction of each class held out for validation, where the data has no validation split."""
     augment: Literal["none", "basic", "strong", "rand", "trivial"] = "basic"
-    """none: the evaluation transform. basic: random resized crop and horizontal flip. strong: basic, rotation by up to
-    25 degrees and colour jitter. rand: basic and RandAugment (Cubuk et al. 2020). trivial: basic and TrivialAugment
-    (Müller & Hutter 2021)."""
+    """none: the evaluation transform. basic: random resized crop and, with --hflip, horizontal flip. strong: basic,
+    rotation by up to 25 degrees and colour jitter. rand: basic and RandAugment (Cubuk et al. 2020). trivial: basic and
+    TrivialAugment (Müller & Hutter 2021)."""
     crop_scale: PositiveFraction = 0.08
     """Smallest area of the random crop, as a fraction of the image; the largest is 1."""
     mixup: NonNegativeFloat = 0.0
@@ -98,6 +98,8 @@ class Images:
     cutmix: NonNegativeFloat = 0.0
     """Alpha of CutMix's Beta distribution (Yun et al. 2019). 0: no CutMix. With both, each batch takes one of them at
     random."""
+    hflip: bool = True
+    """Mirror images at random in augmentation, and add each image's mirror image where a head is solved."""
     views: NonNegativeInt = 4
     """Augmented versions of each image to cycle through while the first layers are frozen, so that their activations
     can be cached. 0: new augmentation in every epoch, without this cache."""
@@ -116,8 +118,14 @@ class Images:
 class Training:
     """Optimization, schedule and early stopping."""
 
+    solver: Literal["auto", "lbfgs", "sgd"] = "auto"
+    """How a linear head on frozen, pretrained layers is trained. lbfgs: solved to the optimum of the cross-entropy with
+    an L2 penalty, with no learning rate and no epochs; recipes that train more layers start from it, as epoch 0. sgd:
+    by gradient steps alone. auto: lbfgs where the head, the loss and the images allow it; the plan says why not."""
+    l2: PositiveFloat | None = None
+    """Strength of the L2 penalty of a solved head. None: the one with the lowest loss on held-out training images."""
     epochs: PositiveInt = 10
-    """Passes over the training images."""
+    """Passes over the training images. A solved head needs none."""
     batch_size: PositiveInt = 4
     """Global batch size: images per step, over all processes."""
     accumulate: PositiveInt = 1

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from finetune.config.settings import Recipe
 from finetune.data.dataset import Sample, Samples
 from finetune.data.sampler import GlobalBatches, Share, Views, check_pairs
-from finetune.data.transforms import evaluation_transform, mixing, training_transform
+from finetune.data.transforms import evaluation_transform, mirrored_transform, mixing, training_transform
 from finetune.data.types import Split
 from finetune.models.architectures import Preprocess
 from finetune.runtime.devices import worker_count
@@ -78,7 +78,7 @@ def make_loaders(
         if name == "train":
             if pairs:
                 check_pairs(count, training.batch_size, training.accumulate, share.processes)
-            transform = training_transform(preprocess, images.augment, images.crop_scale)
+            transform = training_transform(preprocess, images.augment, images.crop_scale, images.hflip)
             mix = mixing(images.mixup, images.cutmix)
             labels = torch.tensor(split.labels)
             image_weights = 1 / torch.bincount(labels)[labels].double() if images.balanced else None
@@ -100,6 +100,23 @@ def make_loaders(
             generator=torch.Generator(),  # else iterators draw from the global one, which changes dropout
         )
     return loaders
+
+
+def fixed_views(loader: DataLoader, preprocess: Preprocess, number: int) -> list[DataLoader]:
+    """Loaders of a loader's images under the evaluation transform and, if `number` is 2, of their mirror images."""
+    samples, found = loader.dataset, []
+    for transform in (evaluation_transform(preprocess), mirrored_transform(preprocess))[:number]:
+        found.append(
+            DataLoader(
+                Samples(samples.split, samples.channels, transform, samples.seed),
+                num_workers=loader.num_workers,
+                pin_memory=loader.pin_memory,
+                worker_init_fn=loader.worker_init_fn,
+                collate_fn=_collate,
+                generator=torch.Generator(),
+            )
+        )
+    return found
 
 
 def _outlive_signals(ending: ctypes.c_byte, worker: int) -> None:

@@ -22,6 +22,11 @@ def evaluation_transform(preprocess: Preprocess) -> v2.Transform:
     )
 
 
+def mirrored_transform(preprocess: Preprocess) -> v2.Transform:
+    """The evaluation transform, then the mirror image."""
+    return v2.Compose([evaluation_transform(preprocess), v2.RandomHorizontalFlip(p=1.0)])
+
+
 class RandomResizedCrop(v2.RandomResizedCrop):
     """torchvision's, to the bit, but faster: the crop is in channels-last memory, which a CPU resizes fastest."""
 
@@ -31,7 +36,7 @@ class RandomResizedCrop(v2.RandomResizedCrop):
         return functional.resize(crop, self.size, self.interpolation, antialias=self.antialias)
 
 
-def training_transform(preprocess: Preprocess, augment: str, crop_scale: float) -> v2.Transform:
+def training_transform(preprocess: Preprocess, augment: str, crop_scale: float, hflip: bool) -> v2.Transform:
     """The random transform of `--augment`; the type stays."""
     if augment == "none":
         return evaluation_transform(preprocess)
@@ -43,7 +48,7 @@ def training_transform(preprocess: Preprocess, augment: str, crop_scale: float) 
     }
     interpolation = InterpolationMode(preprocess.interpolation)
     crop = RandomResizedCrop(preprocess.crop, (crop_scale, 1.0), interpolation=interpolation, antialias=True)
-    return v2.Compose([crop, v2.RandomHorizontalFlip(), *extra[augment]])
+    return v2.Compose([crop, *([v2.RandomHorizontalFlip()] if hflip else []), *extra[augment]])
 
 
 def mixing(mixup: float, cutmix: float) -> v2.Transform | None:

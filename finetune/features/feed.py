@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from finetune.config.settings import Recipe
 from finetune.data import decoded_cache
 from finetune.data.dataset import Draw
-from finetune.data.loader import Batch
+from finetune.data.loader import Batch, fixed_views
 from finetune.features.policy import Caching, Phase
 from finetune.features.store import Frozen, Store
 from finetune.models.network import Network
@@ -57,16 +57,34 @@ class Feeds:
         The training network is wrapped for the gradients of this phase. Activations that are not cached are computed
         now. Raises `Stopped` where the run is to stop.
         """
-        phase = self.caching.phase(epoch)
-        if phase is not self.phase:
-            self.phase, self.nets, self.activations = phase, {}, {}
-            self.frozen = Frozen.of(phase.split, self.network.model) if phase.cached else None
+        self._enter(epoch)
         view = self.loaders["train"].batch_sampler.view(epoch)
         return self._feed("train", self.network.model, view), self._feed("val", self.network.evaluated, 0)
+
+    def validation(self, epoch: int) -> Feed:
+        """The feed of validation alone, in an epoch. Collective."""
+        self._enter(epoch)
+        return self._feed("val", self.network.evaluated, 0)
+
+    def head_features(self) -> list[Tensor]:
+        """The features (N, d) of the training images from which the head is solved, one tensor per view. Collective."""
+        phase, found = self.caching.head, []
+        frozen = Frozen.of(phase.split, self.network.model.eval(), pooled=True)
+        for loader in fixed_views(self.loaders["train"], self.network.preprocess, phase.views):
+            values = self.store.get(frozen, "train", loader, None) if phase.cached else None
+            found.append(self.store.compute(frozen, "train", loader, None) if values is None else values)
+        self.network.set_phase(epoch=0)
+        return found
 
     def images(self, name: str) -> Feed:
         """The feed of a split's images, for evaluation."""
         return Feed(self.network.evaluated, self.loaders[name], self.network.preprocess)
+
+    def _enter(self, epoch: int) -> None:
+        phase = self.caching.phase(epoch)
+        if phase is not self.phase:
+            self.phase, self.nets, self.activations = phase, {}, {}
+            self.frozen = Frozen.of(phase.split, self.network.model) if phase.cached else None
 
     def _feed(self, name: str, model: nn.Module, view: int) -> Feed:
         loader, values = self.loaders[name], self._cached(name, view)

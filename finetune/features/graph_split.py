@@ -53,11 +53,16 @@ class Split:
         """Numbers in one image's tensor."""
         return math.prod(self.shape)
 
-    def prefix(self, model: nn.Module) -> fx.GraphModule:
-        """Images (N, C, H, W) → the tensor (N, *shape). Shares modules and parameters with the model."""
+    def prefix(self, model: nn.Module, pooled: bool = False) -> fx.GraphModule:
+        """Images (N, C, H, W) → the tensor (N, *shape). Shares modules and parameters with the model.
+
+        With `pooled`, a map (N, d, h, w) is averaged over its positions, in float32: (N, d).
+        """
         graph, copied = fx.Graph(), {}
         for node in list(self.evaluation.nodes)[: self.nodes]:
             last = copied[node] = graph.node_copy(node, copied.__getitem__)
+        if pooled and len(self.shape) == 3:
+            last = graph.call_method("mean", (graph.call_method("float", (last,)), (2, 3)))
         graph.output(last)
         for node in reversed(graph.nodes):
             if node.op == "get_attr" and not node.users:  # only the suffix reads it

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from finetune.config.settings import Recipe
 from finetune.data import decoded_cache, tensor_cache
-from finetune.features import graph_split
+from finetune.features import graph_split, head
 from finetune.models.network import Network
 from finetune.runtime import devices
 
@@ -29,7 +29,7 @@ class Phase:
     cached: tuple[str, ...]
     """The data splits, of `val` and `train`, whose activations are cached."""
     views: int
-    """Different views of each training image in these epochs."""
+    """Different views of each training image in these epochs; 0 where nothing is trained."""
     size: int
     """Estimated bytes of the activations."""
     why_not: str
@@ -37,6 +37,8 @@ class Phase:
 
     def reads(self, name: str) -> int:
         """How often each image of a data split is read in these epochs."""
+        if name == "train" and not self.views:
+            return 0
         if name not in self.cached:
             return len(self.epochs)
         return self.views if name == "train" else 1
@@ -55,6 +57,15 @@ class Caching:
     limit: int
     """The size limit of the cache folder, in bytes."""
     folder: Path
+    head: Phase | None = None
+    """The phase before the first epoch, in which the head is solved."""
+    why_no_solver: str = ""
+    """The reason why it is not."""
+
+    @property
+    def all_phases(self) -> list[Phase]:
+        """The phases, and before them the one in which the head is solved."""
+        return [self.head, *self.phases] if self.head else self.phases
 
     def phase(self, epoch: int) -> Phase:
         """The phase of an epoch."""
@@ -69,34 +80,58 @@ def decide(recipe: Recipe, network: Network, loaders: dict[str, DataLoader], acc
     folder = tensor_cache.folder(recipe.run.cache_dir)
     limit = devices.from_main(accelerator, lambda: tensor_cache.limit(folder, recipe.run.cache_gb))
     epochs = recipe.training.epochs
-    starts = network.phase_starts(epochs)
-    phases = [
-        _phase(range(start, stop), recipe, network, loaders, limit, accelerator.mixed_precision)
-        for start, stop in zip(starts, [*starts[1:], epochs], strict=True)
-    ]
+    images = len(loaders["train"].dataset)
+    free = devices.from_main(accelerator, lambda: devices.free_memory(accelerator.device))
+    split, why_no_solver = head.decide(recipe, network, images, free)
+    solved = _solved(split, recipe, images, limit) if split else None
+    if solved and network.trains_head_alone():
+        phases = [_phase(range(1), recipe, network, loaders, limit, accelerator.mixed_precision, trained=False)]
+    else:
+        starts = network.phase_starts(epochs)
+        phases = [
+            _phase(range(start, stop), recipe, network, loaders, limit, accelerator.mixed_precision)
+            for start, stop in zip(starts, [*starts[1:], epochs], strict=True)
+        ]
     network.set_phase(epoch=0)
-    decoded, why_not = devices.from_main(accelerator, lambda: _decoded(recipe, phases, loaders, limit))
-    return Caching(phases, decoded, why_not, limit, folder)
+    caching = Caching(phases, {}, "", limit, folder, solved, why_no_solver)
+    decoded, why_not = devices.from_main(accelerator, lambda: _decoded(recipe, caching.all_phases, loaders, limit))
+    return replace(caching, decoded=decoded, why_not=why_not)
+
+
+def _solved(split: graph_split.Split, recipe: Recipe, images: int, limit: int) -> Phase:
+    """The phase in which the head is solved, on features (d,) of each image in each view."""
+    views = head.views(recipe)
+    size = images * views * split.shape[0] * 4
+    return Phase(
+        range(0), split, ("train",) if size <= limit else (), views, size, "" if size <= limit else "--cache-gb"
+    )
 
 
 def _phase(
-    epochs: range, recipe: Recipe, network: Network, loaders: dict[str, DataLoader], limit: int, precision: str
+    epochs: range,
+    recipe: Recipe,
+    network: Network,
+    loaders: dict[str, DataLoader],
+    limit: int,
+    precision: str,
+    trained: bool = True,
 ) -> Phase:
+    """The phase of some epochs; without `trained`, one that only evaluates."""
     sampler, images, preprocess = loaders["train"].batch_sampler, recipe.images, network.preprocess
     frozen = epochs.start < network.frozen_epochs()
     network.set_phase(epochs.start)
     shape = (len(preprocess.mean), preprocess.crop, preprocess.crop)
     split = graph_split.find(network.model, shape) if frozen and limit else None
-    views = len({sampler.view(epoch) for epoch in epochs})
+    views = len({sampler.view(epoch) for epoch in epochs}) if trained else 0
     changing = "images are mixed anew in each epoch" if images.mixup or images.cutmix else ""
-    changing = changing or ("" if sampler.views.number else "each epoch draws fresh augmentations")
+    changing = changing or ("" if sampler.views.number or not trained else "each epoch draws fresh augmentations")
     if split is None:
         reason = "all depths are trained" if not frozen else "the first layers are trained" if limit else "--cache-gb 0"
         return Phase(epochs, None, (), views, 0, reason)
     cached, size, why_not = (), 0, changing
     bytes_per_image = split.values * (4 if precision == "no" else 2)
     rows = {"val": len(loaders["val"].dataset)}
-    if not changing:
+    if not changing and trained:
         rows["train"] = len(loaders["train"].dataset) * views
     for name, count in rows.items():
         if size + count * bytes_per_image <= limit:
@@ -146,24 +181,26 @@ def describe_activations(caching: Caching, counts: dict[str, int]) -> str:
 
     `counts` are images per data split.
     """
-    lines, phases = [], caching.phases
+    lines, phases = [], caching.all_phases
     for phase in phases:
         first, last = phase.epochs.start + 1, phase.epochs.stop
         when = f"epoch {first}: " if first == last else f"epochs {first} to {last}: "
+        when = "head: " if phase is caching.head else "evaluation: " if not phase.views else when
         when = when if len(phases) > 1 else ""
         if not phase.cached:
             lines.append(f"{when}nothing ({phase.why_not})")
             continue
-        what = f"{counts['val']} val"
-        if "train" in phase.cached:
-            what += f", {counts['train']} train" + (f" in {phase.views} views" if phase.views > 1 else "")
+        images = [f"{counts[name]} {name}" for name in ("val", "train") if name in phase.cached]
+        what = ", ".join(images) + (f" in {phase.views} views" if "train" in phase.cached and phase.views > 1 else "")
         missing = f" (not of train: {phase.why_not})" if phase.why_not else ""
         size = f"{phase.size / 2**20:.3g} MiB"
         lines.append(f"{when}output of {phase.split.module} for {what}{missing}: {size}")
     if not any(phase.cached for phase in phases):
         return "; ".join(lines)
+    if not any(phase.cached and phase.views for phase in caching.phases):
+        return f"{'; '.join(lines)}, in {caching.folder}"
     flops = next(phase.split for phase in phases if phase.split).flops
-    without, first, later = arithmetic(phases, counts, flops)
+    without, first, later = arithmetic(caching.phases, counts, flops)
     saved = (
         f"saves {1 - first / without:.0%} of the run's arithmetic, {1 - later / without:.0%} where it is cached already"
     )
@@ -179,6 +216,7 @@ def arithmetic(phases: list[Phase], counts: dict[str, int], flops: int) -> tuple
     for phase in phases:
         prefix = phase.split.prefix_flops if phase.split else 0
         suffix = flops - prefix
+        counts = counts if phase.views else counts | {"train": 0}
         rest = len(phase.epochs) * (3 * suffix * counts["train"] + suffix * counts["val"])
         every = {name: len(phase.epochs) * prefix * counts[name] for name in ("train", "val")}
         once = {"train": phase.views * prefix * counts["train"], "val": prefix * counts["val"]}

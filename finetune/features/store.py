@@ -33,9 +33,9 @@ class Frozen(NamedTuple):
     """Where it ends, in words."""
 
     @classmethod
-    def of(cls, split: graph_split.Split, model: nn.Module) -> Frozen:
-        """The part of a model up to a split."""
-        prefix = split.prefix(model)
+    def of(cls, split: graph_split.Split, model: nn.Module, pooled: bool = False) -> Frozen:
+        """The part of a model up to a split; with `pooled`, and the average over a map's positions."""
+        prefix = split.prefix(model, pooled)
         return cls(prefix, graph_split.digest(prefix), f"{split.module}, {' × '.join(map(str, split.shape))}")
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from finetune import recipes
@@ -38,6 +38,23 @@ class Network:
     def evaluated(self) -> nn.Module:
         """The model to evaluate and save: the average if there is one."""
         return self.average.module if self.average else self.model
+
+    @property
+    def head(self) -> nn.Module:
+        """The layer that computes the logits, where the head is linear: nn.Linear, or nn.Conv2d of 1 × 1."""
+        return self.model.get_submodule(self.family.head)
+
+    @torch.no_grad()
+    def set_head(self, weight: Tensor, bias: Tensor) -> None:
+        """Set a linear head's weight (classes, features) and bias (classes,), also in the average."""
+        for model in (self.model, self.evaluated):
+            head = model.get_submodule(self.family.head)
+            head.weight.copy_(weight.view_as(head.weight))
+            head.bias.copy_(bias)
+
+    def trains_head_alone(self) -> bool:
+        """Whether all depths but the head stay frozen."""
+        return not any(self.rates[:-1])
 
     def depths(self) -> dict[str, int]:
         """The depth of every parameter and buffer, by name."""

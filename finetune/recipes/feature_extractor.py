@@ -20,7 +20,7 @@ from finetune.config.settings import Images, Rate, Recipe, Training
 SETTINGS = Recipe(
     recipe="feature_extractor",
     images=Images(crop_scale=0.35, views=1),
-    training=Training(batch_size=8, optimizer="adamw", lr=3e-4, schedule="cosine", label_smoothing=0.1),
+    training=Training(batch_size=8, optimizer="adamw", lr=3e-4, schedule="cosine"),
 )
 
 

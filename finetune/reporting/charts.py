@@ -53,13 +53,19 @@ def unfreezings(history: list[dict[str, Any]]) -> dict[int, list[str]]:
     started: dict[int, list[str]] = {}
     for name in history[-1]["lr"]:
         first = next((record["epoch"] for record in history if record["lr"].get(name)), None)
-        if first is not None and first > history[0]["epoch"]:
+        if first is not None and first > 1:
             started.setdefault(first, []).append(name)
     return started
 
 
 def curves(path: Path, history: list[dict[str, Any]], best_epoch: int) -> None:
-    """Loss and accuracy of both splits and the learning rates, by epoch; marks the best epoch and unfreezing."""
+    """Loss and accuracy of both splits and the learning rates, by epoch; marks the best epoch and unfreezing.
+
+    Of a head that was only solved, loss and accuracy by strength: see `strengths`.
+    """
+    if all("l2" in record for record in history):
+        strengths(path, history, best_epoch)
+        return
     epochs = [record["epoch"] for record in history]
     best = next(record for record in history if record["epoch"] == best_epoch)
     figure = Figure(figsize=(9, 5.6), layout="constrained")
@@ -108,6 +114,31 @@ def _rates(axes: Axes, history: list[dict[str, Any]], epochs: list[int]) -> None
     set_style(axes, "learning rate at the end of the epoch" + (", of all trained depths" if len(kept) == 1 else ""))
     if len(kept) > 1:
         axes.legend(fontsize=8, edgecolor="none", framealpha=0.9)
+
+
+def strengths(path: Path, history: list[dict[str, Any]], best_epoch: int) -> None:
+    """Loss and accuracy of a solved head by the strength of its L2 penalty; marks the chosen one."""
+    chosen = next(record for record in history if record["epoch"] == best_epoch)
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for prefix, color, marker, label in (
+            ("train", BLUE, "o", "train"), ("val", ORANGE, "s", "val"), ("fold", GREEN, "^", "held out of train"),
+        ):  # fmt: skip
+            shown = [record for record in history if f"{prefix}_{name}" in record]
+            values = [record[f"{prefix}_{name}"] for record in shown]
+            spread = (
+                [record["fold_accuracy_sd"] for record in shown] if (prefix, name) == ("fold", "accuracy") else None
+            )
+            style = {"color": color, "marker": marker, "markersize": 4, "label": label, "capsize": 2}
+            axes.errorbar([record["l2"] for record in shown], values, yerr=spread, **style)
+        axes.axvline(chosen["l2"], color="black", linestyle=":", linewidth=1, label="chosen")
+        axes.set_xscale("log", subs=[])
+        axes.xaxis.set_major_formatter(lambda strength, _: f"{strength:.0e}")
+        axes.invert_xaxis()
+        axes.set_xlabel("L2 strength, strong to weak")
+        set_style(axes, f"{name}; chosen: val {chosen[f'val_{name}']:.4f}")
+        axes.legend(fontsize=9, edgecolor="none", framealpha=0.9)
+    save(figure, path)
 
 
 def comparison(path: Path, histories: dict[str, list[dict[str, Any]]]) -> None:

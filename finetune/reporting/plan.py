@@ -29,6 +29,7 @@ from finetune.models.architectures import depth_name
 from finetune.models.network import Network
 from finetune.reporting.memory import Memory, advice, estimate, in_bytes
 from finetune.runtime import devices
+from finetune.training.head_solver import STRENGTHS
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,9 @@ class Row:
     modules: str
     parameters: int
     start: int | None
-    """The epoch (from 0) at which it starts to be trained; None: frozen."""
+    """The epoch (from 0) at which it starts to be trained; None: frozen, or a head that is only solved."""
+    solved: bool
+    """Whether it is a head that is solved before the first epoch."""
     lr: float
     weight_decay: float
     batchnorm: str
@@ -90,19 +93,17 @@ def make(
     cure = advice(need, free, training, processes, smallest)
     errors.set_memory_advice(cure)
     steps = loaders["train"].batch_sampler.steps
-    table = rows(network, training)
-    trained = sum(row.parameters for row in table if row.start is not None)
+    epochs = 0 if caching.head and network.trains_head_alone() else training.epochs
+    table = rows(network, training, solved=caching.head is not None)
+    trained = sum(row.parameters for row in table if row.start is not None or row.solved)
     facts = {
         "images": ", ".join(f"{count} {name}" for name, count in counts.items())
         + (f"; {imageset.skipped} that do not decode are left out" if imageset.skipped else ""),
         "classes": f"{classes}: {errors.listed(imageset.classes, 6)}",
         "parameters": f"{trained:,} trained of {sum(row.parameters for row in table):,}",
-        "steps": f"{training.epochs} epochs × {steps} = {training.epochs * steps}, each of {training.batch_size} images"
-        + (f" in {training.accumulate} micro-batches" if training.accumulate > 1 else ""),
+        "head": _head(caching, recipe, counts["train"]),
+        **(_steps(training, steps) if epochs else {}),
         "arithmetic": _arithmetic(caching, network, counts, flops),
-        "optimizer": f"{training.optimizer}, {training.schedule} schedule, "
-        + (f"{training.warmup:.0%} warm-up, " if training.warmup else "no warm-up, ")
-        + (f"gradients clipped at {training.clip_norm:g}" if training.clip_norm else "no clipping"),
         "precision": f"{precision}, {'channels-last' if recipe.run.channels_last else 'channels-first'}",
         "processes": f"{processes} on {accelerator.device.type}, each with {loaders['train'].num_workers} "
         "image workers",
@@ -124,11 +125,12 @@ def make(
         facts["BatchNorm"] = _batchnorm(training, processes, smallest, largest, recipe.run.sync_bn)
     side = network.preprocess.crop
     title = f"{recipe.recipe}: {recipe.net.model}, weights {recipe.net.weights}, {side} × {side} pixels"
-    return Plan(title, table, facts, need, steps, training.epochs, caching)
+    return Plan(title, table, facts, need, steps, epochs, caching)
 
 
-def rows(network: Network, training: Training) -> list[Row]:
-    """The table's rows, stem first."""
+def rows(network: Network, training: Training, solved: bool) -> list[Row]:
+    """The table's rows, stem first; `solved` says whether the head is."""
+    head, only_solved = len(network.stages) - 1, solved and network.trains_head_alone()
     depths = network.depths()
     sizes = [0] * len(network.stages)
     for name, parameter in network.model.named_parameters():
@@ -140,9 +142,10 @@ def rows(network: Network, training: Training) -> list[Row]:
                 name=depth_name(depth, len(network.stages)),
                 modules=paths[0] if len(paths) == 1 else f"{paths[0]} … {paths[-1]}",
                 parameters=sizes[depth],
-                start=rate.start if rate else None,
-                lr=training.lr * rate.lr_scale if rate else 0.0,
-                weight_decay=training.weight_decay if rate else 0.0,
+                start=rate.start if rate and not only_solved else None,
+                solved=solved and depth == head,
+                lr=training.lr * rate.lr_scale if rate and not only_solved else 0.0,
+                weight_decay=training.weight_decay if rate and not only_solved else 0.0,
                 batchnorm=("trained" if rate else "kept") if network.has_batchnorm(depth) else "",
             )
         )
@@ -150,12 +153,34 @@ def rows(network: Network, training: Training) -> list[Row]:
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
+def _head(caching: Caching, recipe: Recipe, images: int) -> str:
+    """How the head is trained, and why."""
+    if not caching.head:
+        return f"trained by gradient steps alone: {caching.why_no_solver}"
+    views, features, l2 = caching.head.views, caching.head.split.shape[0], recipe.training.l2
+    seen = f"{images} images{' and their mirror images' if views == 2 else ''}, {features} features each"
+    strength = (
+        f"L2 strength {l2:g}" if l2 else f"L2 strength {STRENGTHS[0]:g} to {STRENGTHS[-1]:g}, chosen by held-out images"
+    )
+    return f"solved on {seen}; {strength}"
+
+
+def _steps(training: Training, steps: int) -> dict[str, str]:
+    return {
+        "steps": f"{training.epochs} epochs × {steps} = {training.epochs * steps}, each of {training.batch_size} images"
+        + (f" in {training.accumulate} micro-batches" if training.accumulate > 1 else ""),
+        "optimizer": f"{training.optimizer}, {training.schedule} schedule, "
+        + (f"{training.warmup:.0%} warm-up, " if training.warmup else "no warm-up, ")
+        + (f"gradients clipped at {training.clip_norm:g}" if training.clip_norm else "no clipping"),
+    }
+
+
 def _arithmetic(caching: Caching, network: Network, counts: dict[str, int], flops: int) -> str:
     # Without a split it is not known how much of the frozen part needs no backward pass.
     frozen = network.frozen_epochs()
     is_bound = any(not phase.split and phase.epochs.start < frozen for phase in caching.phases)
-    _, total, _ = policy.arithmetic(caching.phases, counts, flops)
-    empty = " with an empty cache" if any(phase.cached for phase in caching.phases) else ""
+    _, total, _ = policy.arithmetic(caching.all_phases, counts, flops)
+    empty = " with an empty cache" if any(phase.cached for phase in caching.all_phases) else ""
     about = "at most" if is_bound else "about"
     return f"{about} {in_flops(total)} in all{empty}; {in_flops(flops)} per forward pass of an image"
 
@@ -201,11 +226,12 @@ def show(plan: Plan) -> Group:
         grid.add_column(name, justify="right" if right else "left", no_wrap=True, min_width=width)
     for row in plan.rows:
         if row.start is None:
-            cells, style = ("frozen", "", ""), "dim"
+            cells, style = (("solved", "", ""), "") if row.solved else (("frozen", "", ""), "dim")
         else:
             when = "from the start" if row.start == 0 else f"from epoch {row.start + 1}"
             never = row.start >= plan.epochs
             when += f", after the last ({plan.epochs})" if never else ""
+            when = f"solved, then {when}" if row.solved else when
             cells, style = (when, f"{row.lr:.3g}", f"{row.weight_decay:.3g}"), "dim" if never else ""
         grid.add_row(row.name, row.modules, f"{row.parameters:,}", *cells, row.batchnorm, style=style)
     notes = Table(box=None, show_header=False, pad_edge=False)

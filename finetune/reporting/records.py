@@ -17,10 +17,12 @@ from finetune.config.settings import Recipe
 from finetune.data.types import ImageSet
 from finetune.models.architectures import depth_name
 from finetune.training.evaluation import Scores
+from finetune.training.head_solver import Fit
 from finetune.training.loss import check_finite
 from finetune.training.state import State
 
 PACKAGES = ("torch", "torchvision", "accelerate", "wandb", "safetensors", "pillow", "numpy")
+HEAD_FIELDS = ("l2", "views", "fold_loss", "fold_accuracy", "fold_accuracy_sd")  # of a solved head's record
 
 
 def config(recipe: Recipe, imageset: ImageSet, accelerator: Accelerator) -> dict[str, Any]:
@@ -93,6 +95,32 @@ def epoch_record(
     }
 
 
+def head_record(
+    number: int, fit: Fit, views: int, state: State, optimizer: torch.optim.Optimizer, depths: int, scores: Scores
+) -> dict[str, Any]:
+    """A record of metrics.jsonl for a solved head: the `number`-th on the path of strengths, or 0 before training.
+
+    Beside an epoch's fields, with rates of 0, it has `l2`, `views` and the scores of the folds where there are some.
+    """
+    folds = {f"fold_{name}": value for name, value in asdict(fit.folds).items()} if fit.folds else {}
+    seconds = state.epoch_clock.seconds
+    return {
+        "epoch": number,
+        "step": state.step,
+        "lr": {depth_name(group["depth"], depths): 0.0 for group in optimizer.param_groups},
+        "train_loss": fit.train_loss,
+        "train_accuracy": fit.train_accuracy,
+        "val_loss": scores.loss,
+        "val_accuracy": scores.accuracy,
+        "val_top5": scores.top5,
+        "images_per_second": len(scores.labels) / seconds,
+        "seconds": seconds,
+        "l2": fit.l2,
+        "views": views,
+        **folds,
+    }
+
+
 def summary(
     state: State, epochs: int, scores: dict[str, Scores], loaders: dict[str, Any], accelerator: Accelerator
 ) -> dict[str, Any]:
@@ -104,8 +132,9 @@ def summary(
         "best_val_accuracy": best["val_accuracy"],
         "best_val_loss": best["val_loss"],
         "total_seconds": state.run_clock.seconds,
-        "stopped_early": len(state.history) < epochs,
-        "epochs_run": len(state.history),
+        "stopped_early": state.epoch < epochs,
+        "epochs_run": state.epoch,
+        **{name: best[name] for name in HEAD_FIELDS if name in best},
         **{f"{name}_images": len(loader.dataset) for name, loader in loaders.items()},
         "num_processes": accelerator.num_processes,
         "precision": accelerator.mixed_precision,

@@ -10,9 +10,17 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from finetune.reporting import image_grids, model_card, run_folder
+from finetune.reporting import image_grids, model_card, run_folder, terminal
 from finetune.reporting.trackers import Tracker
 from finetune.training.evaluation import Scores
+
+
+def log(record: dict[str, Any], epochs: int, improved: bool, output: Path, tracker: Tracker, console: Console) -> None:
+    """Write an epoch's record to metrics.jsonl, to the tracker and, as a line, to the console."""
+    if tracker.accelerator.is_main_process:
+        run_folder.append_record(output, record)
+        tracker.log_epoch(record)
+    console.print(terminal.epoch_line(record, epochs, improved), soft_wrap=True)
 
 
 def write(

@@ -53,7 +53,15 @@ def duration(seconds: float) -> str:
 
 
 def epoch_line(record: dict[str, Any], epochs: int, improved: bool) -> str:
-    """One epoch in one line, from its record in metrics.jsonl."""
+    """One epoch, or one solved head, in one line, from its record in metrics.jsonl."""
+    if "l2" in record:
+        spread = record.get("fold_accuracy_sd", 0.0)
+        folds = f"held out acc {record['fold_accuracy']:.4f} ± {spread:.4f}  " if "fold_accuracy" in record else ""
+        return (
+            f"head, L2 {record['l2']:.1e}  {folds}train loss {record['train_loss']:.4f}  "
+            f"val loss {record['val_loss']:.4f} acc {record['val_accuracy']:.4f}"
+            f"{'  chosen' if improved else ''}"
+        )
     return (
         f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}  lr {record['lr']['head']:.1e}  "
         f"train loss {record['train_loss']:.4f} acc {record['train_accuracy']:.4f}  "
@@ -68,8 +76,8 @@ def collapse(history: list[dict[str, Any]], rates: list[Rate | None], images: in
     Clearly: by more than two binomial standard errors of `images` validation images. `history` holds the records of
     metrics.jsonl; `batchnorm` says whether BatchNorm is trained.
     """
-    epoch = len(history)
-    if epoch < 2 or not any(rate and rate.start == epoch - 1 for rate in rates):
+    epoch = history[-1]["epoch"]
+    if len(history) < 2 or not any(rate and rate.start == epoch - 1 for rate in rates):
         return ""
     before, now = (record["val_accuracy"] for record in history[-2:])
     mean = (before + now) / 2
@@ -92,19 +100,22 @@ def ending(summary: dict[str, Any], output: Path, training: Training) -> str:
             f"improve{margin} for {training.patience} epochs (--patience).\n"
         )
     accuracy = f"{summary['best_val_accuracy']:.4f}"
-    best = (
-        f"Lowest validation loss {summary['best_val_loss']:.4f} (accuracy {accuracy})"
-        if by_loss
-        else f"Best validation accuracy {accuracy}"
-    )
+    where = f"in epoch {summary['best_epoch']}"
     tested = (
-        f"Test accuracy of that model: {summary['test_accuracy']:.4f}."
-        if "test_accuracy" in summary
-        else f"The same {summary['val_images']} images chose the epoch, so expect slightly less on other images. "
+        f"The same {summary['val_images']} images chose the epoch, so expect slightly less on other images. "
         f"A test/ split would tell."
     )
+    if not summary["epochs_run"]:
+        best, where = f"Validation accuracy {accuracy}", f"with L2 strength {summary['l2']:.1e}"
+        tested = "The validation images chose nothing: training images that were held out chose the strength."
+    elif by_loss:
+        best = f"Lowest validation loss {summary['best_val_loss']:.4f} (accuracy {accuracy})"
+    else:
+        best = f"Best validation accuracy {accuracy}"
+    if "test_accuracy" in summary:
+        tested = f"Test accuracy of that model: {summary['test_accuracy']:.4f}."
     return (
-        f"\n{stopped}{best} in epoch {summary['best_epoch']}, after {summary['total_seconds']:.0f} s in all.\n"
+        f"\n{stopped}{best} {where}, after {summary['total_seconds']:.0f} s in all.\n"
         f"{tested}\n"
         f"Model     {output / 'model'}\nPictures  {output / 'plots'}\nMetrics   {output / 'metrics.jsonl'}"
     )

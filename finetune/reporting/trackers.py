@@ -66,7 +66,7 @@ class Tracker:
         self.accelerator, self.run, self.batch_size = accelerator, recipe.run, recipe.training.batch_size
         self.timed_from = (0, 0.0)  # a step, and when it was logged
         self.ledger = output / ".tracked"
-        known, step = self.ledger.read_text().split() if self.ledger.exists() else (id, 0)
+        known, step = self.ledger.read_text().split() if self.ledger.exists() else (id, -1)
         self.id, self.step = known or uuid.uuid4().hex[:8], float(step)
         self.on, self.status = recipe.run.tracker != "none", "No tracker"
         self.backend = BACKENDS.get(recipe.run.tracker, accelerate_backend)

@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from finetune.errors import UserError
+from finetune.models import model_folder
 from finetune.models.architectures import Preprocess
+from finetune.models.metadata import Metadata
 from finetune.models.network import Network
 from finetune.runtime import files
 from finetune.training.loss import check_finite
@@ -72,15 +75,20 @@ class Checkpoints:
 
     def __init__(
         self,
-        folder: Path,
+        output: Path,
         keep: int,
         accelerator: Accelerator,
         network: Network,
         optimizer: torch.optim.Optimizer,
         about: dict[str, Any],
+        metadata_of: Callable[[dict[str, Any]], Metadata],
     ) -> None:
-        """`about` holds the settings and the evaluation transform, as JSON."""
-        self.folder, self.keep, self.accelerator = folder, keep, accelerator
+        """`output` is the run's folder, `about` holds the settings and the evaluation transform, as JSON.
+
+        `metadata_of` gives the metadata of the model folder from the record of its epoch.
+        """
+        self.folder, self.model_folder, self.metadata_of = output / "checkpoints", output / "model", metadata_of
+        self.keep, self.accelerator = keep, accelerator
         self.network, self.optimizer, self.about = network, optimizer, about
         self.frozen = network.frozen_keys()  # their tensors are written once, then linked
         self.best: dict[str, Tensor] = {}
@@ -89,9 +97,14 @@ class Checkpoints:
         self.writer, self.writing = ThreadPoolExecutor(1, "checkpoint"), None
 
     # ---- writing -----------------------------------------------------------------------------------------------------
-    def keep_best(self) -> None:
-        """Copy the evaluated weights as the best so far."""
+    def keep_best(self, record: dict[str, Any]) -> None:
+        """Copy the evaluated weights as the best so far and save them as the run's model; `record` is their epoch's."""
         self.best = self._changing(self.network.evaluated)
+        self._save_model(record)
+
+    def _save_model(self, record: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            model_folder.save(self.model_folder, self.best_state(), self.metadata_of(record))
 
     def best_state(self) -> dict[str, Tensor]:
         """The complete state dict with the best weights so far."""
@@ -213,7 +226,10 @@ class Checkpoints:
             own = sums[rank]
         else:  # the number of processes has changed: the main one takes them all
             own = sums.sum(0) if rank == 0 else torch.zeros(3)
-        return State.from_json(found.state, own.to(zero_sums(self.accelerator.device)))
+        state = State.from_json(found.state, own.to(zero_sums(self.accelerator.device)))
+        if state.best:  # a run that was killed may have left a newer model folder, or none
+            self._save_model(state.best)
+        return state
 
 
 def copied(value: Tensor) -> Tensor:

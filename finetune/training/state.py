@@ -48,14 +48,19 @@ class State:
         self.step += 1
         self.sums = self.sums + sums
 
-    def finish_epoch(self, record: dict[str, Any], best_by: str) -> bool:
-        """Append an epoch's record and begin the next epoch; whether the record is the best so far."""
-        improved = is_better(record, self.best, best_by)
+    def add(self, record: dict[str, Any], improved: bool) -> None:
+        """Append a record; `improved` says whether it is the best so far."""
         self.history.append(record)
         if improved:
             self.best = record
+        self.epoch_clock = Stopwatch()
+
+    def finish_epoch(self, record: dict[str, Any], best_by: str) -> bool:
+        """Append an epoch's record and begin the next epoch; whether the record is the best so far."""
+        improved = is_better(record, self.best, best_by)
+        self.add(record, improved)
         self.epoch += 1
-        self.sums, self.epoch_clock = self.sums.new_zeros(3), Stopwatch()
+        self.sums = self.sums.new_zeros(3)
         return improved
 
     def as_json(self) -> dict[str, Any]:

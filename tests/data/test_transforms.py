@@ -49,7 +49,7 @@ def test_the_random_crop_is_torchvisions_to_the_bit(channels, kind):
 def test_every_augmentation_gives_the_input_s_size_and_keeps_the_type(augment, kind):
     image = torch.randint(0, 256, (3, 50, 70), dtype=torch.uint8)
     image = image if kind == torch.uint8 else image / 255
-    transform = training_transform(PREPROCESS, augment, 0.08)
+    transform = training_transform(PREPROCESS, augment, 0.08, hflip=True)
     views = [transform(image) for _ in range(4)]
     assert {(view.shape, view.dtype) for view in views} == {((3, 32, 32), kind)}
     assert all(torch.equal(view, views[0]) for view in views) == (augment == "none")

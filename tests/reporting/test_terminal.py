@@ -52,7 +52,7 @@ def test_the_ending_says_which_metric_chose_the_epoch_and_which_one_stopped_the_
     ],
 )
 def test_accuracy_that_falls_where_further_depths_start_gets_a_warning(accuracies, images, warned):
-    history = [{"val_accuracy": accuracy} for accuracy in accuracies]
+    history = [{"epoch": epoch, "val_accuracy": accuracy} for epoch, accuracy in enumerate(accuracies, 1)]
     warning = terminal.collapse(history, RATES, images, batchnorm=True)
     assert bool(warning) == warned
     if warned:

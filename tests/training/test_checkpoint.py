@@ -16,10 +16,11 @@ from accelerate import Accelerator
 from support import reset_accelerate
 from torch import nn
 
-from finetune.config.settings import Rate
+from finetune.config.settings import Net, Rate
 from finetune.errors import UserError
 from finetune.models import architectures
 from finetune.models.architectures import Preprocess
+from finetune.models.metadata import Metadata
 from finetune.models.network import Network
 from finetune.runtime import files
 from finetune.training import checkpoint, ema
@@ -27,6 +28,10 @@ from finetune.training.state import State
 
 PREPROCESS = Preprocess(9, 8, "bilinear", (0.5,), (0.5,))
 ABOUT = {"settings": {"lr": 1.0}, "preprocess": vars(PREPROCESS)}
+
+
+def metadata_of(record: dict) -> Metadata:
+    return Metadata(Net(), ["a", "b"], PREPROCESS, record)
 
 
 def state_at(step: int, epoch: int = 0, sums: tuple[float, float, float] = (1.5, 2.0, 3.0)) -> State:
@@ -49,7 +54,9 @@ def parts():
         ema.update(network.average, model)
 
     def make(folder: Path, keep: int = 2) -> checkpoint.Checkpoints:
-        made = checkpoint.Checkpoints(folder, keep, Accelerator(cpu=True), network, optimizer, ABOUT)
+        accelerator = Accelerator(cpu=True)
+        made = checkpoint.Checkpoints(folder, keep, accelerator, network, optimizer, ABOUT, metadata_of)
+        made.folder, made.model_folder = folder, folder.with_name("model")
         save = made.save
         made.save = lambda state, optional=False: (save(state, optional), made.finish())
         return made
@@ -63,7 +70,7 @@ def two(parts, tmp_path) -> Path:
     *_, make = parts
     checkpoints = make(tmp_path)
     for step in (5, 10):
-        checkpoints.keep_best()
+        checkpoints.keep_best({})
         checkpoints.save(state_at(step))
     return tmp_path
 

@@ -42,7 +42,7 @@ def test_the_model_is_left_as_it_was_and_the_suggested_rate_trains(train, monkey
     assert code == 0
     assert kept["moved"] == []
     assert len(kept["tried"]) > 50
-    assert {path.name for path in output.rglob("*") if path.is_file()} == {"config.json", "lr_find.png"}
+    assert {path.name for path in output.rglob("*") if path.is_file()} == {".lock", "config.json", "lr_find.png"}
     assert np.asarray(Image.open(output / "plots" / "lr_find.png").convert("L")).std() > 5
     suggested = re.search(r"--lr (\S+)", capsys.readouterr().out).group(1)
     _, trained = train("--recipe", "finetune", "--batch-size", "8", "--lr", suggested, "--epochs", "3")

@@ -1,0 +1,100 @@
+"""A linear head that is solved on frozen features: whether it can be, and how it is."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from finetune.config.settings import Recipe
+from finetune.errors import UserError
+from finetune.features import graph_split
+from finetune.features.graph_split import Split
+from finetune.models.network import Network
+from finetune.runtime import cpu, devices
+from finetune.training import head_solver
+from finetune.training.head_solver import FOLDS, Solution
+from finetune.training.loss import class_weights
+
+
+def decide(recipe: Recipe, network: Network, images: int, free: int) -> tuple[Split | None, str]:
+    """The network split before its head, if the head is to be solved (`--solver`); else the reason.
+
+    `images` are the training images, `free` the bytes of memory for their features. The network, which may be on the
+    meta device, is left in its first phase. Raises `UserError` where `--solver lbfgs` asks for it and it cannot be.
+    """
+    why_not = "--solver sgd" if recipe.training.solver == "sgd" else _other_training(recipe, network)
+    split = None if why_not else _split(network)
+    if not why_not and split is None:
+        why_not = f"no layer of {recipe.net.model} gives the head's input alone"
+    if split:
+        rows, classes = images * views(recipe), network.head.weight.shape[0]
+        need = rows * (3 * 4 * split.shape[0] + 3 * 4 * classes * (FOLDS + 1))
+        if need > free // 2:
+            split, why_not = None, f"its features would need {need / 1e9:.3g} GB"
+    if why_not and recipe.training.solver == "lbfgs":
+        raise UserError(f"--solver lbfgs: {why_not}. Use --solver sgd, or auto.")
+    return split, why_not
+
+
+def views(recipe: Recipe) -> int:
+    """Views of each image that the head is solved on: the evaluation transform's, and with `--hflip` its mirror."""
+    return 2 if recipe.images.hflip and recipe.images.augment != "none" else 1
+
+
+def solve(
+    recipe: Recipe, features: list[Tensor], labels: list[int], classes: int, accelerator: Accelerator
+) -> Solution:
+    """The best heads on the training images' features (N, d), one tensor per view. Collective.
+
+    The main process computes with the threads of all its machine's processes, and the others wait: the result does not
+    depend on the number of processes.
+    """
+    weighted = recipe.training.class_weights or recipe.images.balanced
+
+    def work() -> Solution:
+        threads, device = torch.get_num_threads(), accelerator.device
+        torch.set_num_threads(min(cpu.cores(), threads * int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        try:
+            return head_solver.solve(
+                [view.to(device) for view in features],
+                torch.tensor(labels, device=device),
+                class_weights(labels, classes, weighted).to(device),
+                recipe.run.seed,
+                recipe.training.l2,
+            )
+        finally:
+            torch.set_num_threads(threads)
+
+    return devices.from_main(accelerator, work)
+
+
+def _other_training(recipe: Recipe, network: Network) -> str:
+    """The setting that asks for another head or loss than the solver's; empty where there is none."""
+    net, images, training = recipe.net, recipe.images, recipe.training
+    if net.head != "linear" or net.pool_size is not None:
+        return f"the head is not linear (--head {net.head})" if net.head != "linear" else "--pool-size"
+    if net.weights == "none":
+        return "the layers before the head are random (--weights none)"
+    if not network.trains_head_alone():
+        return ""  # the solved head is where training starts, whatever its loss
+    if images.mixup or images.cutmix:
+        return "images are mixed (--mixup, --cutmix)"
+    if training.label_smoothing:
+        return "the loss is another (--label-smoothing)"
+    return "" if images.views else "augmentation is new in each epoch (--views 0)"
+
+
+def _split(network: Network) -> Split | None:
+    """The network in evaluation mode, split where only its head is left: behind features (d,) or a map (d, h, w)."""
+    model, head, side = network.model.eval(), network.head, network.preprocess.crop
+    model.requires_grad_(False)
+    head.requires_grad_(True)
+    try:
+        found = graph_split.find(model, (len(network.preprocess.mean), side, side))
+    finally:
+        network.set_phase(epoch=0)
+    features, axes = (head.in_channels, 3) if isinstance(head, nn.Conv2d) else (head.in_features, 1)
+    return found if found and (found.shape[0], len(found.shape)) == (features, axes) else None
