@@ -41,6 +41,7 @@ def main(arguments: list[str]) -> int:
         from finetune.runtime import devices
         from finetune.runtime.progress import progress
         from finetune.training import ema, resume, schedule
+        from finetune.training.calibration import fit_temperature
         from finetune.training.checkpoint import Checkpoints
         from finetune.training.evaluation import evaluate
         from finetune.training.interrupts import Interrupts, Stopped
@@ -56,7 +57,8 @@ def main(arguments: list[str]) -> int:
     found = resume.find(output, config, accelerator) if run.resume else None
     torch.manual_seed(run.seed)
     with devices.local_main_first(accelerator):  # one download for all processes
-        net = network.build(recipe, len(classes), empty=run.plan, restored=found and found.preprocess)
+        processes, restored = accelerator.num_processes, found and found.preprocess
+        net = network.build(recipe, len(classes), len(labels), processes, empty=run.plan, restored=restored)
     batchnorm, frozen_epochs = net.trains_batchnorm(), net.frozen_epochs()
     loaders = make_loaders(imageset.splits, net.preprocess, recipe, accelerator, batchnorm, frozen_epochs)
     sampler = loaders["train"].batch_sampler
@@ -99,7 +101,8 @@ def main(arguments: list[str]) -> int:
                 net.set_head(fit.weight, fit.bias)
                 state.step = number
                 val_scores = evaluate(val_feed, accelerator, run.channels_last, interrupts.raise_if_stopped)
-                record = records.head_record(number, fit, solution.views, state, optimizer, len(net.stages), val_scores)
+                found = val_scores.record(training.best_by)
+                record = records.head_record(number, fit, solution.views, state, optimizer, len(net.stages), found)
                 state.add(record, chosen := fit is solution.best)
                 if chosen:
                     scores["val"] = val_scores
@@ -128,7 +131,8 @@ def main(arguments: list[str]) -> int:
 
             seconds = state.epoch_clock.seconds
             val_scores = evaluate(val_feed, accelerator, run.channels_last, interrupts.raise_if_stopped)
-            record = records.epoch_record(state, optimizer, len(net.stages), val_scores, accelerator, seconds)
+            found = val_scores.record(training.best_by)
+            record = records.epoch_record(state, optimizer, len(net.stages), found, accelerator, seconds)
             if improved := state.finish_epoch(record, training.best_by):
                 scores["val"] = val_scores
                 checkpoints.keep_best(record)
@@ -139,11 +143,17 @@ def main(arguments: list[str]) -> int:
 
         # ---- end -----------------------------------------------------------------------------------------------------
         checkpoints.save(state)  # the last epoch's may have been skipped, and now other weights are loaded
+        net.evaluated.load_state_dict(checkpoints.best_state())
         for name in ("val", "test"):
             if name in loaders and name not in scores:  # a resumed run may not have seen its best epoch
-                net.evaluated.load_state_dict(checkpoints.best_state())
                 feed = feeds.images(name)
                 scores[name] = evaluate(feed, accelerator, run.channels_last, interrupts.raise_if_stopped)
+        temperature = fit_temperature(scores["val"].logits, scores["val"].labels) if training.calibrate else 1.0
+        calibrated = {name: found.at_temperature(temperature) for name, found in scores.items()}
+        if training.calibrate:
+            net.divide_logits(temperature)
+            score = {"val_loss": calibrated["val"].loss, "temperature": temperature}
+            checkpoints.save_model(state.best | score, net.evaluated.state_dict())
 
     except Stopped:
         path = checkpoints.save(state)
@@ -152,9 +162,9 @@ def main(arguments: list[str]) -> int:
         return STOPPED
 
     if main_process:
-        summary = records.summary(state, epochs, scores, loaders, accelerator)
-        results.write(output, summary, scores["val"], loaders, classes, console)
-        tracker.log_end(state.step, output, summary, scores["val"], loaders["val"].dataset, classes)
+        summary = records.summary(state, epochs, scores, calibrated, temperature, loaders, accelerator)
+        results.write(output, summary, calibrated["val"], loaders, classes, console)
+        tracker.log_end(state.step, output, summary, calibrated["val"], loaders["val"].dataset, classes)
         console.print(terminal.ending(summary, output, training), soft_wrap=True)
     checkpoints.finish()
     tracker.finish()

@@ -58,7 +58,7 @@ def make_plan(recipe: Recipe) -> plan.Plan:
     `UserError` for images that cannot be read or that the network does not take.
     """
     imageset = readers.read(recipe.images, recipe.net.in_channels, recipe.run.seed)
-    built = network.build(recipe, len(imageset.classes), empty=True)
+    built = network.build(recipe, len(imageset.classes), len(imageset.splits["train"].labels), empty=True)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     batchnorm, frozen = built.trains_batchnorm(), built.frozen_epochs()
     loaders = make_loaders(imageset.splits, built.preprocess, recipe, accelerator, batchnorm, frozen)

@@ -140,7 +140,8 @@ def with_defaults(flags: list[str]) -> list[str]:
     """The flags, completed for a run of a second or two."""
     tiny = {"--model": "shufflenet_v2_x0_5", "--image-size": "32", "--weights": "none", "--solver": "sgd"}
     default = {**tiny, "--epochs": "2", "--tracker": "none", "--precision": "no", "--cache-dir": CACHE}
-    return [word for flag, value in default.items() if flag not in flags for word in (flag, value)] + flags
+    words = [word for flag, value in default.items() if flag not in flags for word in (flag, value)]
+    return [*words, *([] if "--calibrate" in flags else ["--no-calibrate"]), *flags]
 
 
 def metrics(output: Path) -> list[dict]:

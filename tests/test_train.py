@@ -29,7 +29,8 @@ def test_a_run_fills_its_folder(train, tmp_path, image_folder):
     lines = metrics(output)
     assert [line["epoch"] for line in lines] == [1, 2]
     assert set(lines[0]) == {
-        "epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_top5"
+        "epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_top5",
+        "val_macro_f1", "val_balanced_accuracy"
     }  # fmt: skip
     assert set(lines[0]["lr"]) == {"stem", "stage 1", "stage 2", "stage 3", "stage 4", "head"}
     summary = json.loads((output / "summary.json").read_text())
@@ -99,14 +100,14 @@ def test_another_seed_gives_another_run(train):
 
 # Train losses of three epochs. When one moves, the commit says why.
 GOLDEN = {
-    "concat_pool": [1.121526, 1.1010808, 1.1096647],
+    "concat_pool": [1.121526, 1.126589, 1.0907763],
     "feature_extractor": [1.1096818, 1.0998771, 1.0970218],
-    "finetune": [1.0977721, 1.0985159, 1.0962996],
-    "gradual_unfreeze": [1.1084725, 1.0980287, 1.0934415],
+    "finetune": [1.1002311, 1.0987129, 1.0978953],
+    "gradual_unfreeze": [1.1084725, 1.0991644, 1.0969882],
     "grayscale": [1.0989817, 1.0985813, 1.0984149],
-    "last_layers": [1.0993681, 1.0946007, 1.0725623],
-    "layerwise_lr": [1.095212, 1.098842, 1.0928771],
-    "linear_then_finetune": [1.1157688, 1.0975207, 1.0956018],
+    "last_layers": [1.103605, 1.0989643, 1.0968659],
+    "layerwise_lr": [1.10847, 1.0991595, 1.0969917],
+    "linear_then_finetune": [1.1157688, 1.0998735, 1.095901],
     "scratch": [1.1028692, 1.0911692, 1.0705869],
     "vgg_cifar10": [1.0988269, 1.0988169, 1.0984952],
 }
@@ -290,3 +291,14 @@ def test_a_chart_that_fails_costs_neither_a_result_nor_an_image_grid(train, monk
     assert capsys.readouterr().out.count("could not all be drawn (TypeError") == 1
     assert (output / "summary.json").exists()
     assert (output / "plots" / "predictions.png").exists()
+
+
+@pytest.mark.parametrize("best_by", ["macro_f1", "balanced_accuracy", "auroc"])
+def test_the_best_epoch_is_the_one_by_the_metric_that_was_asked_for(train, best_by):
+    code, output = train("--best-by", best_by, "--epochs", "4", "--lr", "1e-2", "--recipe", "finetune")
+    assert code == 0
+    values = [line[f"val_{best_by}"] for line in metrics(output)]
+    assert len(values) == 4
+    summary = json.loads((output / "summary.json").read_text())
+    assert values[summary["best_epoch"] - 1] == max(values)
+    assert ("val_auroc" in metrics(output)[0]) == (best_by == "auroc")

@@ -29,7 +29,7 @@ def parse(
         args=arguments,
         prog=prog,
         description=_paragraphs(about) or None,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+        config=(tyro.conf.OmitArgPrefixes,),
         compact_help=False,
         console_outputs=os.environ.get("RANK", "0") == "0",
         **given,

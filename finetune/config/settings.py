@@ -158,9 +158,17 @@ class Training:
     class_weights: bool = False
     """Weight the loss by inverse class frequency."""
     ema: Fraction = 0.0
-    """Decay of an exponential moving average of the weights, which is then evaluated and saved. 0: no average."""
-    best_by: Literal["accuracy", "loss"] = "accuracy"
-    """Validation metric that selects the best epoch and drives early stopping."""
+    """Decay of an exponential moving average of the weights, which is then evaluated and saved. It warms up over the
+    first steps. 0: no average."""
+    batchnorm: Literal["auto", "train", "keep"] = "auto"
+    """BatchNorm in trained layers that are pretrained. keep: its statistics stay, and its weights are trained. train:
+    statistics of each batch, as from random weights. auto: keep, but for many images in large batches."""
+    best_by: Literal["accuracy", "loss", "macro_f1", "balanced_accuracy", "auroc"] = "accuracy"
+    """Validation metric that selects the best epoch and drives early stopping. macro_f1, balanced_accuracy and auroc
+    (one class against the rest) are means over classes, in which a rare class counts as much as a frequent one."""
+    calibrate: bool = True
+    """Fit a temperature on the validation images at the end (Guo et al. 2017) and divide the last layer's weights by
+    it. Probabilities then agree better with accuracy; the predicted classes do not change."""
     patience: NonNegativeInt = 0
     """Stop after this many epochs without improvement of --best-by. 0: never."""
     min_delta: NonNegativeFloat = 0.0

@@ -32,12 +32,12 @@ class Metadata:
     preprocess: Preprocess
     """The evaluation transform."""
     score: dict[str, float]
-    """`epoch`, `val_accuracy` and `val_loss` of these weights."""
+    """`epoch`, `val_accuracy` and `val_loss` of these weights; `temperature`, by which the last layer was divided."""
 
 
 def of_run(net: Net, classes: list[str], preprocess: Preprocess, record: dict[str, Any]) -> Metadata:
     """The metadata of a run's weights; `record` is their epoch's record of metrics.jsonl."""
-    score = {name: record[name] for name in ("epoch", "val_accuracy", "val_loss")}
+    score = {name: record[name] for name in ("epoch", "val_accuracy", "val_loss", "temperature") if name in record}
     return Metadata(net, classes, preprocess, score)
 
 

@@ -16,6 +16,7 @@ from finetune.errors import UserError
 from finetune.models import surgery
 from finetune.models.architectures import Family, Preprocess, find, parameter_depths
 
+MANY_IMAGES, LARGE_BATCH = 20_000, 32  # from which on BatchNorm takes statistics of its own, by `--batchnorm auto`
 BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -33,6 +34,10 @@ class Network:
     family: Family
     average: AveragedModel | None = None
     """The moving average of the weights, with `--ema`."""
+    keep_batchnorm: bool = False
+    """Whether BatchNorm keeps its pretrained statistics where its weights are trained. A new head's never does."""
+    batchnorm_reason: str = ""
+    """Why it does or does not."""
 
     @property
     def evaluated(self) -> nn.Module:
@@ -51,6 +56,17 @@ class Network:
             head = model.get_submodule(self.family.head)
             head.weight.copy_(weight.view_as(head.weight))
             head.bias.copy_(bias)
+
+    @torch.no_grad()
+    def divide_logits(self, temperature: float) -> None:
+        """Divide the evaluated model's logits by a temperature, in the weights of its last layer."""
+        auxiliary = tuple(path.split(".")[0] for path in self.family.aux)
+        last, depths = None, self.depths()
+        for name, module in self.evaluated.named_modules():
+            if isinstance(module, nn.Linear | nn.Conv2d) and depths[f"{name}.weight"] == len(self.stages) - 1:
+                last = last if name.split(".")[0] in auxiliary else module
+        for parameter in last.parameters():
+            parameter.div_(temperature)
 
     def trains_head_alone(self) -> bool:
         """Whether all depths but the head stay frozen."""
@@ -79,24 +95,40 @@ class Network:
         return any(isinstance(module, BATCHNORM) for top in found for module in top.modules())
 
     def trains_batchnorm(self) -> bool:
-        """Whether any BatchNorm is ever trained, and so depends on its batches."""
-        return any(rate and self.has_batchnorm(depth) for depth, rate in enumerate(self.rates))
+        """Whether any BatchNorm ever takes statistics of its batches."""
+        return "trained" in map(self.batchnorm, range(len(self.stages)))
+
+    def batchnorm(self, depth: int) -> str:
+        """What becomes of the BatchNorm at a depth.
+
+        `kept`: frozen. `weights`: its weights are trained, in evaluation mode: its statistics stay. `trained`. Empty
+        where there is none.
+        """
+        if not self.has_batchnorm(depth):
+            return ""
+        if self.rates[depth] is None:
+            return "kept"
+        return "weights" if self.keep_batchnorm and depth < len(self.stages) - 1 else "trained"
 
     def set_phase(self, epoch: int) -> None:
         """Put the depths that an epoch trains into training mode, all others into evaluation mode without gradients.
 
         Evaluation mode keeps the statistics of a frozen BatchNorm, which would change in training mode although its
-        parameters do not, and turns off dropout and stochastic depth.
+        parameters do not, and turns off dropout and stochastic depth. With `keep_batchnorm`, a BatchNorm whose weights
+        are trained is in evaluation mode too.
         """
         self.model.train()
         parameters, modules = dict(self.model.named_parameters()), dict(self.model.named_modules())
-        for paths, rate in zip(self.stages, self.rates, strict=True):
+        for depth, (paths, rate) in enumerate(zip(self.stages, self.rates, strict=True)):
             trained = rate is not None and epoch >= rate.start
             for path in paths:
                 if path in parameters:
                     parameters[path].requires_grad_(trained)
                 else:
                     modules[path].requires_grad_(trained).train(trained)
+                    if self.batchnorm(depth) == "weights":
+                        for module in modules[path].modules():
+                            module.train(module.training and not isinstance(module, BATCHNORM))
 
     def no_decay(self, name: str) -> bool:
         """Whether a parameter has no weight decay: it is a vector or scalar, or named in the family's `no_decay`."""
@@ -116,9 +148,38 @@ def wrong_size(side: int, error: Exception) -> UserError:
     return UserError(f"--image-size {side}: this network does not take it ({str(error).splitlines()[0]}).")
 
 
-def build(recipe: Recipe, classes: int, empty: bool = False, restored: Preprocess | None = None) -> Network:
-    """The network of a recipe in its first phase; see `surgery.build`."""
+def build(
+    recipe: Recipe,
+    classes: int,
+    images: int = 0,
+    processes: int = 1,
+    empty: bool = False,
+    restored: Preprocess | None = None,
+) -> Network:
+    """The network of a recipe in its first phase; see `surgery.build`.
+
+    `--batchnorm auto` depends on the number of training images and of processes.
+    """
     model, preprocess, stages = surgery.build(recipe.net, classes, empty, restored)
     network = Network(model, preprocess, stages, recipes.rates(recipe, len(stages)), find(recipe.net.model))
+    network.keep_batchnorm, network.batchnorm_reason = keeps_batchnorm(recipe, images, processes)
     network.set_phase(epoch=0)
     return network
+
+
+def keeps_batchnorm(recipe: Recipe, images: int, processes: int) -> tuple[bool, str]:
+    """Whether BatchNorm keeps its pretrained statistics in training (`--batchnorm`), and why.
+
+    `images` are those of the training split.
+    """
+    training = recipe.training
+    if recipe.net.weights == "none":
+        return False, "random weights have no statistics to keep"
+    if training.batchnorm != "auto":
+        return training.batchnorm == "keep", f"--batchnorm {training.batchnorm}"
+    micro_batch = training.batch_size // (processes * training.accumulate)
+    if images >= MANY_IMAGES and micro_batch >= LARGE_BATCH:
+        return False, f"{images} images, {micro_batch} at a time, are enough for statistics of their own"
+    if images < MANY_IMAGES:
+        return True, f"{images} images are too few for statistics of their own"
+    return True, f"{micro_batch} images at a time are too few for statistics of their own"

@@ -114,14 +114,24 @@ def _results(summary: dict[str, Any], config: dict[str, Any]) -> list[str]:
             name = {"val": "validation", "test": "test"}[split]
             lines.append(f"| {count} {name} | {accuracy:.4f} | {low:.3f} to {high:.3f} | {loss} |")
     by = (
-        "lowest validation loss" if config.get("best_by") == "loss" else "highest validation accuracy, then lowest loss"
+        "lowest validation loss"
+        if config.get("best_by") == "loss"
+        else f"highest validation {config.get('best_by', 'accuracy').replace('_', ' ')}, then lowest loss"
     )
-    lines += [
-        "",
-        f"The weights are those of epoch {summary['best_epoch']} of {summary['epochs_run']}, which had the {by}. The "
-        f"validation images thus chose the epoch, which makes their score slightly optimistic"
-        + (": the test images, scored once at the end, give the unbiased one." if "test_accuracy" in summary else "."),
-    ]
+    unbiased = (
+        ": the test images, scored once at the end, give the unbiased one." if "test_accuracy" in summary else "."
+    )
+    if summary["epochs_run"]:
+        chosen = (
+            f"The weights are those of epoch {summary['best_epoch']} of {summary['epochs_run']}, which had the {by}. The "
+            f"validation images thus chose the epoch, which makes their score slightly optimistic{unbiased}"
+        )
+    else:
+        chosen = (
+            f"The head was solved with an L2 penalty of strength {summary['l2']:.1e}, chosen by held-out training images: "
+            f"the validation images chose no weights."
+        )
+    lines += ["", chosen]
     return lines
 
 

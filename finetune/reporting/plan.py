@@ -46,7 +46,7 @@ class Row:
     lr: float
     weight_decay: float
     batchnorm: str
-    """`trained`, `kept` (evaluation mode, statistics unchanged) or empty where there is none."""
+    """See `Network.batchnorm`."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,12 @@ def make(
             f"no image of the test split is {errors.listed(missing)}: "
             f"the test accuracy says nothing about {len(missing)} of {classes} classes"
         )
+    if any(row.batchnorm in ("weights", "trained") for row in table):
+        kept = "weights trained, statistics kept" if network.keep_batchnorm else "statistics of each batch"
+        facts["BatchNorm"] = f"{kept}: {network.batchnorm_reason}"
     if smallest and processes * training.accumulate > 1:
         largest = loaders["train"].batch_sampler.largest
-        facts["BatchNorm"] = _batchnorm(training, processes, smallest, largest, recipe.run.sync_bn)
+        facts["BatchNorm"] += f"; {_batchnorm(training, processes, smallest, largest, recipe.run.sync_bn)}"
     side = network.preprocess.crop
     title = f"{recipe.recipe}: {recipe.net.model}, weights {recipe.net.weights}, {side} × {side} pixels"
     return Plan(title, table, facts, need, steps, epochs, caching)
@@ -146,7 +149,7 @@ def rows(network: Network, training: Training, solved: bool) -> list[Row]:
                 solved=solved and depth == head,
                 lr=training.lr * rate.lr_scale if rate and not only_solved else 0.0,
                 weight_decay=training.weight_decay if rate and not only_solved else 0.0,
-                batchnorm=("trained" if rate else "kept") if network.has_batchnorm(depth) else "",
+                batchnorm=network.batchnorm(depth),
             )
         )
     return table

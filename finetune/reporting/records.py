@@ -19,6 +19,7 @@ from finetune.models.architectures import depth_name
 from finetune.training.evaluation import Scores
 from finetune.training.head_solver import Fit
 from finetune.training.loss import check_finite
+from finetune.training.metrics import calibration
 from finetune.training.state import State
 
 PACKAGES = ("torch", "torchvision", "accelerate", "wandb", "safetensors", "pillow", "numpy")
@@ -66,17 +67,18 @@ def epoch_record(
     state: State,
     optimizer: torch.optim.Optimizer,
     depths: int,
-    scores: Scores,
+    scores: dict[str, float],
     accelerator: Accelerator,
     seconds: float,
 ) -> dict[str, Any]:
-    """A record of metrics.jsonl, in which epochs count from 1; `seconds` is the time of the training steps. Collective.
+    """A record of metrics.jsonl, in which epochs count from 1. Collective.
 
+    `scores` are those of `Scores.record`, and `seconds` is the time of the training steps.
     The rate of a depth that is still frozen is 0, so that the file shows when it starts. Raises `UserError` where a
     loss is not finite.
     """
     loss, correct, images = accelerator.reduce(state.sums).tolist()
-    check_finite(loss + scores.loss, state.epoch)
+    check_finite(loss + scores["val_loss"], state.epoch)
     rates = {
         depth_name(group["depth"], depths): group["lr"] if state.epoch >= group["start"] else 0.0
         for group in optimizer.param_groups
@@ -87,19 +89,24 @@ def epoch_record(
         "lr": rates,
         "train_loss": loss / images,
         "train_accuracy": correct / images,
-        "val_loss": scores.loss,
-        "val_accuracy": scores.accuracy,
-        "val_top5": scores.top5,
+        **scores,
         "images_per_second": images / seconds,
         "seconds": state.epoch_clock.seconds,
     }
 
 
 def head_record(
-    number: int, fit: Fit, views: int, state: State, optimizer: torch.optim.Optimizer, depths: int, scores: Scores
+    number: int,
+    fit: Fit,
+    views: int,
+    state: State,
+    optimizer: torch.optim.Optimizer,
+    depths: int,
+    scores: dict[str, float],
 ) -> dict[str, Any]:
     """A record of metrics.jsonl for a solved head: the `number`-th on the path of strengths, or 0 before training.
 
+    `scores` are those of `Scores.record`.
     Beside an epoch's fields, with rates of 0, it has `l2`, `views` and the scores of the folds where there are some.
     """
     folds = {f"fold_{name}": value for name, value in asdict(fit.folds).items()} if fit.folds else {}
@@ -110,10 +117,8 @@ def head_record(
         "lr": {depth_name(group["depth"], depths): 0.0 for group in optimizer.param_groups},
         "train_loss": fit.train_loss,
         "train_accuracy": fit.train_accuracy,
-        "val_loss": scores.loss,
-        "val_accuracy": scores.accuracy,
-        "val_top5": scores.top5,
-        "images_per_second": len(scores.labels) / seconds,
+        **scores,
+        "images_per_second": 0.0,
         "seconds": seconds,
         "l2": fit.l2,
         "views": views,
@@ -122,11 +127,22 @@ def head_record(
 
 
 def summary(
-    state: State, epochs: int, scores: dict[str, Scores], loaders: dict[str, Any], accelerator: Accelerator
+    state: State,
+    epochs: int,
+    scores: dict[str, Scores],
+    calibrated: dict[str, Scores],
+    temperature: float,
+    loaders: dict[str, Any],
+    accelerator: Accelerator,
 ) -> dict[str, Any]:
-    """summary.json; `scores` are the best weights', by split."""
-    best = state.best
+    """summary.json; `scores` are the best weights' by split, `calibrated` those of the saved model.
+
+    The calibration errors are of the test images where there are some, else of the validation images, on which the
+    temperature was fitted.
+    """
+    best, split = state.best, "test" if "test" in scores else "val"
     tested = {"test_accuracy": scores["test"].accuracy} if "test" in scores else {}
+    before, after = (calibration(found[split].first()).error for found in (scores, calibrated))
     return {
         "best_epoch": best["epoch"],
         "best_val_accuracy": best["val_accuracy"],
@@ -135,6 +151,10 @@ def summary(
         "stopped_early": state.epoch < epochs,
         "epochs_run": state.epoch,
         **{name: best[name] for name in HEAD_FIELDS if name in best},
+        "calibrated_val_loss": calibrated["val"].loss,
+        "calibration_error": after,
+        "calibration_error_before": before,
+        "temperature": temperature,
         **{f"{name}_images": len(loader.dataset) for name, loader in loaders.items()},
         "num_processes": accelerator.num_processes,
         "precision": accelerator.mixed_precision,

@@ -100,11 +100,12 @@ class Checkpoints:
     def keep_best(self, record: dict[str, Any]) -> None:
         """Copy the evaluated weights as the best so far and save them as the run's model; `record` is their epoch's."""
         self.best = self._changing(self.network.evaluated)
-        self._save_model(record)
+        self.save_model(record, self.best_state())
 
-    def _save_model(self, record: dict[str, Any]) -> None:
+    def save_model(self, record: dict[str, Any], state: dict[str, Tensor]) -> None:
+        """Save a state dict as the run's model; `record` is its epoch's."""
         if self.accelerator.is_main_process:
-            model_folder.save(self.model_folder, self.best_state(), self.metadata_of(record))
+            model_folder.save(self.model_folder, state, self.metadata_of(record))
 
     def best_state(self) -> dict[str, Tensor]:
         """The complete state dict with the best weights so far."""
@@ -228,7 +229,7 @@ class Checkpoints:
             own = sums.sum(0) if rank == 0 else torch.zeros(3)
         state = State.from_json(found.state, own.to(zero_sums(self.accelerator.device)))
         if state.best:  # a run that was killed may have left a newer model folder, or none
-            self._save_model(state.best)
+            self.save_model(state.best, self.best_state())
         return state
 
 

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
     """The average of a model's weights and buffers; None where `decay` is 0.
 
-    Make it before `dropout.Masks` patches the model, or the copy has patched layers too.
+    Its decay warms up (see `decay_after`), so that it also fits runs of a few hundred steps. Make it before
+    `dropout.Masks` patches the model, or the copy has patched layers too.
     """
     assert not any("forward" in vars(module) for module in model.modules()), "made after dropout was patched"
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
+
+    def average(averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
+        get_ema_multi_avg_fn(decay_after(int(steps), decay))(averaged, current, steps)
+
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True) if decay else None
+
+
+def decay_after(steps: int, decay: float) -> float:
+    """The decay after so many steps: 1 - (1 + steps)^(-2/3), as timm's, until it reaches `decay`.
+
+    At a fixed decay of 0.9998 an average of a few hundred steps would stay near the first weights.
+    """
+    return min(decay, 1 - (1 + steps) ** (-2 / 3))
 
 
 def update(average: AveragedModel | None, model: nn.Module) -> None:

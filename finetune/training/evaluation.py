@@ -18,6 +18,7 @@ from torch import Tensor
 from finetune.data.transforms import to_input
 from finetune.errors import UserError
 from finetune.runtime import files
+from finetune.training import metrics
 from finetune.training.metrics import Predictions
 from finetune.training.step import Feed
 
@@ -36,6 +37,14 @@ class Scores:
     """(N, k) float32, of `predictions`."""
     labels: Tensor
     """(N,) int64."""
+    logits: Tensor | None = None
+    """(N, classes) float32; None where the scores were read from a file."""
+
+    def at_temperature(self, temperature: float) -> Scores:
+        """The scores with all logits divided by a temperature."""
+        logits = self.logits / temperature
+        losses = F.cross_entropy(logits, self.labels, reduction="none")
+        return Scores(losses, self.predictions, logits.softmax(1).gather(1, self.predictions), self.labels, logits)
 
     @property
     def loss(self) -> float:
@@ -51,6 +60,23 @@ class Scores:
     def top5(self) -> float:
         """Top-5 accuracy (top-k where there are fewer classes), in [0, 1]."""
         return (self.predictions == self.labels[:, None]).any(1).double().mean().item()
+
+    def record(self, best_by: str) -> dict[str, float]:
+        """The fields of a record of metrics.jsonl; AUROC, which takes long, where it is `best_by`.
+
+        Needs the logits.
+        """
+        matrix = metrics.confusion_matrix(self.first(), self.logits.shape[1])
+        found = {
+            "val_loss": self.loss,
+            "val_accuracy": self.accuracy,
+            "val_top5": self.top5,
+            "val_macro_f1": metrics.macro_f1(matrix),
+            "val_balanced_accuracy": metrics.balanced_accuracy(matrix),
+        }
+        if best_by == "auroc":
+            found["val_auroc"] = metrics.auroc(self.logits, self.labels)
+        return found
 
     def first(self) -> Predictions:
         """The first predictions alone, as arrays."""
@@ -122,7 +148,7 @@ def evaluate(
         # A process without an image of its own in the last batch got one of weight 0: index -1 leaves it out.
         indices = torch.where(batch.sample_weights > 0, batch.indices, -1).to(device)
         integers.append(torch.cat([indices[:, None], labels[:, None], predictions], 1))
-        reals.append(torch.cat([losses[:, None], probabilities], 1))
+        reals.append(torch.cat([losses[:, None], probabilities, logits], 1))
     integer, real = torch.cat(integers), torch.cat(reals)
     integer = accelerator.gather(accelerator.pad_across_processes(integer, pad_index=-1)).cpu()
     real = accelerator.gather(accelerator.pad_across_processes(real)).cpu()
@@ -131,7 +157,8 @@ def evaluate(
     order = integer[:, 0].argsort()
     integer, real = integer[order], real[order]
     assert torch.equal(integer[:, 0], torch.arange(count)), f"{len(integer)} results for {count} images"
-    return Scores(real[:, 0], integer[:, 2:], real[:, 1:], integer[:, 1])
+    probable = integer.shape[1] - 2  # classes of which the probability is kept
+    return Scores(real[:, 0], integer[:, 2:], real[:, 1 : probable + 1], integer[:, 1], real[:, probable + 1 :])
 
 
 def padded(images: Tensor, size: int) -> Tensor:

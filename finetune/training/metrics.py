@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 from finetune.errors import UserError
 
@@ -75,6 +79,29 @@ def confusion_matrix(predictions: Predictions, classes: int) -> np.ndarray:
     """Images by true class (row) and predicted class (column): (classes, classes), int64."""
     cells = np.bincount(predictions.labels * classes + predictions.predicted, minlength=classes * classes)
     return cells.reshape(classes, classes)
+
+
+def balanced_accuracy(matrix: np.ndarray) -> float:
+    """The mean recall over the classes that have images, from a confusion matrix (classes, classes)."""
+    images = matrix.sum(1)
+    return float((matrix.diagonal() / np.maximum(images, 1))[images > 0].mean())
+
+
+def macro_f1(matrix: np.ndarray) -> float:
+    """The mean F1 over the classes that have images or were predicted, from a confusion matrix (classes, classes)."""
+    either = matrix.sum(0) + matrix.sum(1)
+    return float((2 * matrix.diagonal() / np.maximum(either, 1))[either > 0].mean())
+
+
+def auroc(logits: Tensor, labels: Tensor) -> float:
+    """The area under the ROC curve of each class against the rest, averaged: of logits (N, classes), labels (N,).
+
+    Only over the classes that have images.
+    """
+    from torchmetrics.functional.classification import multiclass_auroc
+
+    areas = multiclass_auroc(logits.softmax(1), labels, logits.shape[1], average=None)
+    return areas[labels.unique()].double().mean().item()
 
 
 def largest_confusions(matrix: np.ndarray, count: int) -> list[tuple[int, int, int]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from finetune.config.settings import Training
+from finetune.training.state import score
 
 ONE_CYCLE_RISE, ONE_CYCLE_START = 0.3, 1 / 25  # torch's defaults
 
@@ -60,6 +61,6 @@ def should_stop(history: Sequence[dict[str, Any]], training: Training) -> bool:
     """
     best, waited = -math.inf, 0
     for record in history:
-        score = -record["val_loss"] if training.best_by == "loss" else record["val_accuracy"]
-        best, waited = (score, 0) if score > best + training.min_delta else (best, waited + 1)
+        now = score(record, training.best_by)
+        best, waited = (now, 0) if now > best + training.min_delta else (best, waited + 1)
     return bool(training.patience) and waited >= training.patience

@@ -83,9 +83,12 @@ class State:
 
 
 def is_better(record: dict[str, Any], best: dict[str, Any] | None, best_by: str) -> bool:
-    """Whether an epoch's record beats the best so far: by accuracy, then loss; or by loss alone."""
+    """Whether an epoch's record beats the best so far: by `best_by`, then loss."""
     if best is None:
         return True
-    if best_by == "loss":
-        return record["val_loss"] < best["val_loss"]
-    return (record["val_accuracy"], -record["val_loss"]) > (best["val_accuracy"], -best["val_loss"])
+    return (score(record, best_by), -record["val_loss"]) > (score(best, best_by), -best["val_loss"])
+
+
+def score(record: dict[str, Any], best_by: str) -> float:
+    """The validation metric `best_by` of a record of metrics.jsonl, as a number of which more is better."""
+    return -record["val_loss"] if best_by == "loss" else record[f"val_{best_by}"]

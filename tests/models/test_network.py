@@ -4,14 +4,15 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from finetune import recipes
 from finetune.config.settings import Net, Rate, Recipe
-from finetune.models import network, surgery
+from finetune.models import network, surgery, weights
 from finetune.models.architectures import find, preprocess
-from finetune.models.network import Network
+from finetune.models.network import BATCHNORM, Network
 
 
 def empty(rates: list[Rate | None], **settings) -> Network:
@@ -80,6 +81,61 @@ def test_batchnorm_is_trained_if_it_lies_at_a_depth_that_ever_is():
     assert empty(head, head="concat_pool", hidden=(8,)).trains_batchnorm(), "that of the head"
     assert not empty([Rate(1.0)] * 14, model="vit_b_16").trains_batchnorm(), "it has none"
     assert [empty(head).has_batchnorm(depth) for depth in range(6)] == [True] * 5 + [False]
+
+
+# ---- --batchnorm -----------------------------------------------------------------------------------------------------
+def test_a_kept_batchnorm_is_in_evaluation_mode_and_its_weights_are_trained():
+    net = empty([None] * 3 + [Rate(0.1, start=1), Rate(0.1), Rate(1.0)], head="concat_pool", hidden=(8,))
+    net.keep_batchnorm = True
+    assert [net.batchnorm(depth) for depth in range(6)] == ["kept"] * 3 + ["weights"] * 2 + ["trained"]
+    for epoch, started in ((0, "layer4."), (1, ("layer3.", "layer4."))):
+        net.set_phase(epoch)
+        norms = {path: module for path, module in net.model.named_modules() if isinstance(module, BATCHNORM)}
+        assert len(norms) == 22
+        for path, module in norms.items():
+            assert module.weight.requires_grad == path.startswith((*([started] if epoch == 0 else started), "fc."))
+            assert module.training == path.startswith("fc."), "a new head has no statistics to keep"
+        assert net.model.layer4.training
+    assert net.trains_batchnorm(), "the head's"
+    plain = empty([Rate(1.0)] * 6)
+    plain.keep_batchnorm = True
+    assert not plain.trains_batchnorm()
+
+
+@pytest.mark.parametrize(
+    ("settings", "images", "processes", "keeps", "why"),
+    [
+        ({"batch_size": 16}, 300, 1, True, "300 images are too few"),
+        ({"batch_size": 64}, 19_999, 1, True, "19999 images are too few"),
+        ({"batch_size": 64}, 20_000, 1, False, "20000 images, 64 at a time, are enough"),
+        ({"batch_size": 64}, 20_000, 4, True, "16 images at a time are too few"),
+        ({"batch_size": 64, "accumulate": 4}, 20_000, 1, True, "16 images at a time are too few"),
+        ({"batch_size": 64, "weights": "none"}, 300, 1, False, "random weights have no statistics"),
+        ({"batchnorm": "train"}, 300, 1, False, "--batchnorm train"),
+        ({"batchnorm": "keep", "batch_size": 64}, 50_000, 1, True, "--batchnorm keep"),
+    ],
+)
+def test_whether_batchnorm_is_kept_follows_from_images_batch_and_weights(settings, images, processes, keeps, why):
+    recipe = recipes.from_settings("finetune", settings)
+    kept, reason = network.keeps_batchnorm(recipe, images, processes)
+    assert kept is keeps
+    assert why in reason
+
+
+def test_training_leaves_kept_statistics_as_they_were_to_the_bit(train, capsys):
+    code, output = train("--recipe", "finetune", "--weights", "starter", "--lr", "1e-2", "--batch-size", "1")
+    assert code == 0, "a batch of one image is enough"
+    assert "weights trained, statistics kept: 21 images are too few" in " ".join(capsys.readouterr().out.split())
+    state, pretrained = (
+        load_file(output / "model" / "model.safetensors"),
+        weights.read("shufflenet_v2_x0_5", "starter")[0],
+    )
+    norms = {key.rpartition(".")[0] for key in state if key.endswith("running_mean")}
+    assert len(norms) == 56
+    for norm in norms:
+        for kind in ("running_mean", "running_var", "num_batches_tracked"):
+            assert torch.equal(state[f"{norm}.{kind}"], pretrained[f"{norm}.{kind}"])
+    assert not all(torch.equal(state[f"{norm}.weight"], pretrained[f"{norm}.weight"]) for norm in norms)
 
 
 def test_weight_decay_spares_vectors_and_what_the_architecture_names():

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
+from torchmetrics.functional.classification import (
+    multiclass_calibration_error,
+    multiclass_confusion_matrix,
+    multiclass_f1_score,
+    multiclass_recall,
+)
 
 from finetune.errors import UserError
 from finetune.training import metrics
@@ -43,6 +48,22 @@ def test_the_confusion_matrix_is_torchmetrics():
     predicted, labels = torch.from_numpy(predictions.predicted), torch.from_numpy(predictions.labels)
     expected = multiclass_confusion_matrix(predicted, labels, 7)
     assert metrics.confusion_matrix(predictions, 7).tolist() == expected.tolist()
+
+
+def test_metrics_over_classes_are_torchmetrics():
+    predictions, logits = made_up(7)
+    labels = torch.from_numpy(predictions.labels)
+    kept = labels < 5  # two classes without images, which some are predicted to be
+    labels, logits = labels[kept], logits[kept]
+    matrix = metrics.confusion_matrix(Predictions(labels.numpy(), logits.argmax(1).numpy(), np.ones(len(labels))), 7)
+    assert matrix[:, 5:].sum() > 0
+    recalls = multiclass_recall(logits, labels, 7, average=None)[:5]
+    assert metrics.balanced_accuracy(matrix) == pytest.approx(recalls.mean().item(), rel=1e-6)
+    assert metrics.macro_f1(matrix) == pytest.approx(multiclass_f1_score(logits, labels, 7).item(), rel=1e-6)
+    positives, scores = (labels == 0), logits.softmax(1)[:, 0]
+    pairs = scores[positives][:, None] > scores[~positives]  # the area is the fraction of pairs in the right order
+    two = torch.stack([logits[:, 0] - logits[:, 1:].logsumexp(1), torch.zeros(len(labels))], 1)
+    assert metrics.auroc(two, 1 - positives.long()) == pytest.approx(pairs.double().mean().item(), abs=1e-6)
 
 
 def test_metrics_per_class_and_confusions_by_hand():

@@ -13,7 +13,7 @@ from finetune.training.state import State, is_better
 
 
 def record(epoch: int, accuracy: float, loss: float = 1.0) -> dict[str, float]:
-    return {"epoch": epoch, "val_accuracy": accuracy, "val_loss": loss}
+    return {"epoch": epoch, "val_accuracy": accuracy, "val_loss": loss, "val_macro_f1": 1 - accuracy}
 
 
 def test_steps_and_epochs_are_counted():
@@ -64,9 +64,11 @@ def test_what_is_saved_does_not_change_while_training_goes_on():
         ("accuracy", 0.4, 0.1, False),
         ("loss", 0.4, 0.9, True),
         ("loss", 0.9, 1.0, False),
+        ("macro_f1", 0.4, 0.1, True),  # it is 1 - accuracy here
+        ("macro_f1", 0.6, 0.1, False),
     ],
 )
-def test_the_best_epoch_is_by_accuracy_then_loss_or_by_loss_alone(best_by, accuracy, loss, better):
+def test_the_best_epoch_is_by_the_chosen_metric_then_by_loss(best_by, accuracy, loss, better):
     assert is_better(record(2, accuracy, loss), record(1, 0.5, 1.0), best_by) is better
     assert is_better(record(1, accuracy, loss), None, best_by)
 
