@@ -123,13 +123,13 @@ def _results(summary: dict[str, Any], config: dict[str, Any]) -> list[str]:
     )
     if summary["epochs_run"]:
         chosen = (
-            f"The weights are those of epoch {summary['best_epoch']} of {summary['epochs_run']}, which had the {by}. The "
-            f"validation images thus chose the epoch, which makes their score slightly optimistic{unbiased}"
+            f"The weights are those of epoch {summary['best_epoch']} of {summary['epochs_run']}, which had the {by}. "
+            f"The validation images thus chose the epoch, which makes their score slightly optimistic{unbiased}"
         )
     else:
         chosen = (
-            f"The head was solved with an L2 penalty of strength {summary['l2']:.1e}, chosen by held-out training images: "
-            f"the validation images chose no weights."
+            f"The head was solved with an L2 penalty of strength {summary['l2']:.1e}, chosen by held-out training "
+            f"images: the validation images chose no weights."
         )
     lines += ["", chosen]
     return lines

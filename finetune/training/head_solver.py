@@ -32,7 +32,8 @@ STRENGTHS = tuple(10 ** (half / 2) for half in range(0, -11, -1))  # 1 to 1e-5
 PATIENCE = 2  # strengths without a lower held-out loss, after which the path ends
 ROUGH, EXACT = 1e-3, 1e-7  # largest component of the gradient at the end, in scaled coordinates
 MEMORY, ITERATIONS = 10, 200  # of L-BFGS
-NEWTON_STEPS, CONJUGATE_STEPS, RESIDUAL = 20, 50, 0.1
+NEWTON_STEPS, CONJUGATE_STEPS, RESIDUAL = 30, 50, 0.1
+SUFFICIENT, SMALLEST = 1e-4, 1e-6  # backtracking: the fraction of the promised decrease, and the shortest step
 EIGENVALUE = 1e-7  # smallest, as a fraction of the largest: below it, an axis is rounding
 
 
@@ -129,19 +130,26 @@ class Problem:
     def exact(self, l2: float, start: Tensor) -> Tensor:
         """The best head for all images, (axes + 1, classes), float64, from a rough one.
 
-        Newton's method: the gradient in float64, the step by conjugate gradients in float32.
+        Newton's method with backtracking: loss and gradient in float64, the step by conjugate gradients in float32.
         """
         z, z64 = self.z, self.z.double()
         weights = (self.weights / len(z))[:, None]  # (V N, 1)
-        head, own = start.double(), self.labels[:, None]
+        own = self.labels[:, None]
+
+        def loss(head: Tensor) -> tuple[Tensor, Tensor]:
+            log_probabilities = (z64 @ head[:-1] + head[-1]).log_softmax(1)  # (V N, classes)
+            fit = -(log_probabilities.gather(1, own) * weights).sum()
+            return fit + l2 / 2 * head[:-1].square().sum(), log_probabilities
+
+        head = start.double()
+        value, log_probabilities = loss(head)
         for _ in range(NEWTON_STEPS):
-            probabilities = (z64 @ head[:-1] + head[-1]).softmax(1)  # (V N, classes)
-            residuals = _minus_one_hot(probabilities.clone(), own) * weights
+            residuals = _minus_one_hot(log_probabilities.exp(), own) * weights
             gradient = torch.cat([_transposed(z64, residuals) + l2 * head[:-1], residuals.sum(0, keepdim=True)])
             unit = self._unit(head, l2)
             if (gradient * unit).abs().max() < EXACT:
                 break
-            p = probabilities.float()
+            p = log_probabilities.exp().float()
 
             def curvature_times(step: Tensor, p: Tensor = p) -> Tensor:
                 change = z @ step[:-1] + step[-1]
@@ -149,7 +157,16 @@ class Problem:
                 return torch.cat([_transposed(z, change) + l2 * step[:-1], change.sum(0, keepdim=True)])
 
             size = gradient.abs().max()  # float32 has too few exponents for a small gradient's square
-            head = head - size * _conjugate_gradients(curvature_times, (gradient / size).float(), unit.square())
+            step = size * _conjugate_gradients(curvature_times, (gradient / size).float(), unit.square()).double()
+            rate, promised = 1.0, SUFFICIENT * (gradient * step).sum()
+            while rate > SMALLEST:  # where the classes are all but separated, a whole step can be far too long
+                after = loss(head - rate * step)
+                if after[0] <= value - rate * promised:
+                    break
+                rate /= 2
+            else:
+                break  # rounding: no step is better
+            head, (value, log_probabilities) = head - rate * step, after
         return head
 
     def _unit(self, head: Tensor, l2: float) -> Tensor:

@@ -65,3 +65,9 @@ def test_many_classes_are_folded_away():
     names = [f"class {k}" for k in range(26)]
     assert "<details>" in card(names, {"train": [1] * 26})
     assert "<details>" not in card(names[:25], {"train": [1] * 25})
+
+
+def test_a_solved_head_was_chosen_by_no_validation_image():
+    shown = card(epochs_run=0, l2=3.2e-4)
+    assert "strength 3.2e-04, chosen by held-out training images" in shown
+    assert "epoch 3 of 0" not in shown

@@ -118,3 +118,15 @@ def test_many_images_are_held_out_in_fewer_folds():
     assert len(folds([0, 1] * 500, seed=0)) == 5
     assert len(folds([0, 1] * 800, seed=0)) == 3
     assert len(folds([0, 1] * 5000, seed=0)) == 2
+
+
+def test_where_a_whole_newton_step_is_too_long_the_loss_falls_all_the_same():
+    x, labels = problem(images=40, features=60, classes=5)
+    made = head_solver.Problem([x], labels, torch.ones(5))
+    everything = torch.ones(1, 40, dtype=torch.bool)
+    optimum = made.exact(1e-5, made.fit(everything, 1e-5)[:, 0])
+    zero = torch.zeros_like(optimum)
+    torch.testing.assert_close(made.exact(1e-5, zero)[:-1], optimum[:-1], rtol=1e-3, atol=1e-3)
+    far = 20 * torch.randn(zero.shape, generator=torch.Generator().manual_seed(0))  # there the loss is all but flat
+    before, after = (made.as_fit(head, 1e-5).train_loss for head in (far, made.exact(1e-5, far)))
+    assert after < before
