@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -24,10 +25,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from finetune import recipes
+from finetune.config.settings import Net
 from finetune.data import readers
 from finetune.data.dataset import Draw
 from finetune.data.loader import make_loaders
 from finetune.models import network
+from finetune.models.metadata import Metadata
 from finetune.runtime import devices, files
 from finetune.training.checkpoint import Checkpoints
 from finetune.training.interrupts import Interrupts
@@ -63,8 +66,9 @@ def checkpoints(model_name: str) -> str:
     optimizer.step()
     folder = Path(tempfile.mkdtemp())
     about = {"settings": {}, "preprocess": {}}
-    saver = Checkpoints(folder / "checkpoints", 2, accelerator, net, optimizer, about)
-    saver.keep_best()
+    metadata_of = partial(Metadata, Net(), ["a", "b"], net.preprocess)
+    saver = Checkpoints(folder, 2, accelerator, net, optimizer, about, metadata_of)
+    saver.keep_best({})
     state = State(zero_sums(accelerator.device))
 
     def save() -> None:

@@ -29,12 +29,13 @@ train.main(sys.argv[1:])
 """
 READ = "from finetune.config.settings import Images; from finetune.data import readers; readers.read(Images(), 3, 0)"
 REGNET = ["--model", "regnet_y_128gf", "--weights", "none"]
+SGD = ["--solver", "sgd"]  # a solved head takes no step
 CASES = {
     "import torch, torchvision, accelerate": ["-c", "import torch, torchvision, accelerate"],
     "reading the starter set": ["-c", READ],
-    "first step, finetune": ["-c", FIRST_STEP, "--recipe", "finetune", "--tracker", "none"],
-    "first step, finetune, W&B offline": ["-c", FIRST_STEP, "--recipe", "finetune", "--tracker", "wandb"],
-    "first step, feature_extractor, second run": ["-c", FIRST_STEP, "--tracker", "none"],
+    "first step, finetune": ["-c", FIRST_STEP, "--recipe", "finetune", *SGD, "--tracker", "none"],
+    "first step, finetune, W&B offline": ["-c", FIRST_STEP, "--recipe", "finetune", *SGD, "--tracker", "wandb"],
+    "first step, feature_extractor, second run": ["-c", FIRST_STEP, *SGD, "--tracker", "none"],
     "--help": ["train.py", "--help"],
     "--plan, starter set": ["train.py", "--plan"],
     "--plan, regnet_y_128gf": ["train.py", "--plan", *REGNET],

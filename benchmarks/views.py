@@ -35,7 +35,8 @@ def main() -> None:
                 for count in given.counts:
                     output = given.output.resolve() / f"{task.split()[0]}-{recipe}-{count}-{seed}"
                     if not (output / "summary.json").exists():
-                        command = [sys.executable, "train.py", "--recipe", recipe, *flags, "--tracker", "none"]
+                        command = [sys.executable, "train.py", "--recipe", recipe, *flags, "--solver", "sgd"]
+                        command += ["--tracker", "none"]
                         command += ["--views", str(count), "--seed", str(seed), "--output", str(output)]
                         command += ["--cache-dir", str(given.output.resolve() / "features")]
                         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)

@@ -182,7 +182,7 @@ class Depths:
     layers: PositiveInt = 2
     """last_layers: number of depths to train, counted from the head."""
     decay: PositiveFraction = 1.0
-    """layerwise_lr, gradual_unfreeze: factor of the learning rate from each depth to the one before it."""
+    """finetune, layerwise_lr, gradual_unfreeze: factor of the learning rate from each depth to the one before it."""
     floor: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.0
     """layerwise_lr: smallest lr_scale of any depth."""
     unfreeze_every: PositiveInt = 2

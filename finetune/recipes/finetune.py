@@ -1,15 +1,24 @@
-"""Train every layer from pretrained weights.
+"""Train every layer from pretrained weights, starting from the solved head.
 
     accelerate launch train.py --recipe finetune --data path/to/folder --model resnet18
 
-Source: the first scenario of PyTorch's transfer-learning tutorial (Chilamkurthy 2017).
+The head is solved on frozen features first (Kumar et al. 2022), and is the result where no epoch after it is better on
+validation. BatchNorm keeps its pretrained statistics (`--batchnorm`). Source: the first scenario of PyTorch's
+transfer-learning tutorial (Chilamkurthy 2017).
 
-Measured on ants and bees with squeezenet1_0: best validation accuracy 0.937 ± 0.004, mean ± standard deviation over
-seeds 0 to 2. The tutorial's own settings (SGD at 1e-3, batch 4, step schedule) give 0.651 ± 0.094. With one seed: 0.935
-without label smoothing; then 0.922 at twice the learning rate, 0.810 at four times.
+Measured: test accuracy of the solved head, and after this recipe, with ImageNet weights at 96 pixels, seed 0.
+
+                                          mobilenet_v2      squeezenet1_0
+    70 classes of drawn beetles, 12 each  0.795 → 0.971     0.869 → 0.967
+    ten classes at 32 pixels, 50 each     0.969 → 0.969
+    Caltech-101, 15 images each           0.776 → 0.814
+    ants and bees, at 128 pixels          0.922 → 0.922     0.909 → 0.909
+
+The tutorial's own settings (SGD at 1e-3, batch 4, step schedule) give 0.651 ± 0.094 on ants and bees with
+squeezenet1_0, seeds 0 to 2, as validation accuracy.
 """
 
-from finetune.config.settings import Images, Rate, Recipe, Training
+from finetune.config.settings import Depths, Images, Rate, Recipe, Training
 
 SETTINGS = Recipe(
     recipe="finetune",
@@ -17,16 +26,17 @@ SETTINGS = Recipe(
     training=Training(
         batch_size=16,
         optimizer="adamw",
-        lr=1e-4,
+        lr=1e-3,
         schedule="cosine",
         warmup=0.1,
         clip_norm=1.0,
         weight_decay=0.05,
         label_smoothing=0.1,
     ),
+    depths=Depths(decay=0.6),
 )
 
 
 def rate(settings: Recipe, depth: int, depths: int) -> Rate | None:
-    """Train all depths at one rate."""
-    return Rate(1.0)
+    """Train all depths, each at `--decay` of the next one's rate."""
+    return Rate(settings.depths.decay ** (depths - 1 - depth))

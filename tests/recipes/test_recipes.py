@@ -53,9 +53,14 @@ def test_the_head_alone_is_trained(name):
     assert rates(name) == HEAD
 
 
-@pytest.mark.parametrize("name", ["finetune", "scratch"])
-def test_everything_is_trained_at_one_rate(name):
-    assert rates(name) == [Rate(1.0)] * 5
+def test_everything_is_trained_at_one_rate_from_random_weights():
+    assert rates("scratch") == [Rate(1.0)] * 5
+
+
+def test_finetuning_has_lower_rates_towards_the_stem():
+    scales = [rate.lr_scale for rate in rates("finetune", decay=0.5)]
+    assert scales == [0.0625, 0.125, 0.25, 0.5, 1.0]
+    assert {rate.start for rate in rates("finetune")} == {0}
 
 
 def test_the_last_layers_are_trained():
