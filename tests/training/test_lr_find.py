@@ -38,13 +38,13 @@ def test_the_model_is_left_as_it_was_and_the_suggested_rate_trains(train, monkey
         return found
 
     monkeypatch.setattr(lr_find, "range_test", spied)
-    code, output = train("--recipe", "finetune", "--batch-size", "8", "--accumulate", "2", "--lr-find")
+    code, output = train("--recipe", "scratch", "--batch-size", "8", "--accumulate", "2", "--lr-find")
     assert code == 0
     assert kept["moved"] == []
     assert len(kept["tried"]) > 50
     assert {path.name for path in output.rglob("*") if path.is_file()} == {".lock", "config.json", "lr_find.png"}
     assert np.asarray(Image.open(output / "plots" / "lr_find.png").convert("L")).std() > 5
     suggested = re.search(r"--lr (\S+)", capsys.readouterr().out).group(1)
-    _, trained = train("--recipe", "finetune", "--batch-size", "8", "--lr", suggested, "--epochs", "3")
+    _, trained = train("--recipe", "scratch", "--batch-size", "8", "--lr", suggested, "--epochs", "15")
     losses = [line["train_loss"] for line in metrics(trained)]
     assert losses[-1] < losses[0]
