@@ -100,9 +100,9 @@ def main(arguments: list[str]) -> int:
             for number, fit in enumerate(solution.path, 1) if not epochs else [(0, solution.best)]:
                 net.set_head(fit.weight, fit.bias)
                 state.step = number
-                val_scores = evaluate(val_feed, accelerator, run.channels_last, interrupts.raise_if_stopped)
-                found = val_scores.record(training.best_by)
-                record = records.head_record(number, fit, solution.views, state, optimizer, len(net.stages), found)
+                val_scores = evaluate(val_feed, accelerator, run.channels_last)  # a stop waits: no path is cut short
+                values, depths = val_scores.record(training.best_by), len(net.stages)
+                record = records.head_record(number, fit, solution.views, state, optimizer, depths, values)
                 state.add(record, chosen := fit is solution.best)
                 if chosen:
                     scores["val"] = val_scores
@@ -131,8 +131,8 @@ def main(arguments: list[str]) -> int:
 
             seconds = state.epoch_clock.seconds
             val_scores = evaluate(val_feed, accelerator, run.channels_last, interrupts.raise_if_stopped)
-            found = val_scores.record(training.best_by)
-            record = records.epoch_record(state, optimizer, len(net.stages), found, accelerator, seconds)
+            values = val_scores.record(training.best_by)
+            record = records.epoch_record(state, optimizer, len(net.stages), values, accelerator, seconds)
             if improved := state.finish_epoch(record, training.best_by):
                 scores["val"] = val_scores
                 checkpoints.keep_best(record)

@@ -73,9 +73,8 @@ def epoch_record(
 ) -> dict[str, Any]:
     """A record of metrics.jsonl, in which epochs count from 1. Collective.
 
-    `scores` are those of `Scores.record`, and `seconds` is the time of the training steps.
-    The rate of a depth that is still frozen is 0, so that the file shows when it starts. Raises `UserError` where a
-    loss is not finite.
+    `scores` are those of `Scores.record`, and `seconds` is the time of the training steps. The rate of a depth that is
+    still frozen is 0, so that the file shows when it starts. Raises `UserError` where a loss is not finite.
     """
     loss, correct, images = accelerator.reduce(state.sums).tolist()
     check_finite(loss + scores["val_loss"], state.epoch)
@@ -106,8 +105,8 @@ def head_record(
 ) -> dict[str, Any]:
     """A record of metrics.jsonl for a solved head: the `number`-th on the path of strengths, or 0 before training.
 
-    `scores` are those of `Scores.record`.
-    Beside an epoch's fields, with rates of 0, it has `l2`, `views` and the scores of the folds where there are some.
+    `scores` are those of `Scores.record`. Beside an epoch's fields, with rates of 0, it has `l2`, `views` and the
+    scores of the folds where there are some.
     """
     folds = {f"fold_{name}": value for name, value in asdict(fit.folds).items()} if fit.folds else {}
     seconds = state.epoch_clock.seconds

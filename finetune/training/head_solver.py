@@ -25,9 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FOLDS = 5
-HELD_OUT = (
-    5000  # images to fit with folds held out, over all folds: fewer folds, but at least two, where images are many
-)
+HELD_OUT = 5000  # images times folds, at most; but at least two folds
 STRENGTHS = tuple(10 ** (half / 2) for half in range(0, -11, -1))  # 1 to 1e-5
 PATIENCE = 2  # strengths without a lower held-out loss, after which the path ends
 ROUGH, EXACT = 1e-3, 1e-7  # largest component of the gradient at the end, in scaled coordinates

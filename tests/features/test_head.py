@@ -1,6 +1,8 @@
 """The head of frozen features is solved: from the command line to the model folder."""
 
 import json
+import os
+import signal
 from itertools import pairwise
 
 import pytest
@@ -14,6 +16,7 @@ from finetune.config.settings import Net, Rate
 from finetune.features import head
 from finetune.models import architectures, surgery
 from finetune.models.network import Network
+from finetune.reporting import records as run_records
 
 SOLVED = ("--solver", "auto", "--weights", "starter", "--precision", "no")
 FLOATS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
@@ -142,6 +145,25 @@ def test_a_run_that_is_resumed_does_not_solve_again(train, monkeypatch):
     monkeypatch.setattr(head, "solve", None)
     assert train(*flags, "--epochs", "2", "--resume", "--output", str(output))[0] == 0
     assert [record["epoch"] for record in metrics(output)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("recipe", "expected"), [("feature_extractor", 0), ("finetune", 75)])
+def test_a_stop_while_heads_are_scored_cuts_no_path_short(train, monkeypatch, recipe, expected):
+    flags, original = ("--recipe", recipe, *SOLVED, "--epochs", "1"), run_records.head_record
+    whole = train(*flags)[1]
+
+    def stopped(number, *arguments):
+        if number <= 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(number, *arguments)
+
+    monkeypatch.setattr(run_records, "head_record", stopped)
+    code, output = train(*flags)
+    assert code == expected
+    if code:
+        assert train(*flags, "--resume", "--output", str(output))[0] == 0
+    assert metrics(output) == metrics(whole)
+    assert len(metrics(whole)) >= 2
 
 
 # ---- when it is not solved -------------------------------------------------------------------------------------------
