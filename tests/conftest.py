@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: with a pool of threads, forked processes would hang
+
 import pytest
 import torch
 from support import Started, asks_for_a_gpu, no_pictures, reset_accelerate, restore_signals, with_defaults, write_images

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -13,7 +11,7 @@ from finetune.errors import UserError
 from finetune.features import graph_split
 from finetune.features.graph_split import Split
 from finetune.models.network import Network
-from finetune.runtime import cpu, devices
+from finetune.runtime import devices
 from finetune.training import head_solver
 from finetune.training.head_solver import FOLDS, Solution
 from finetune.training.loss import class_weights
@@ -49,24 +47,19 @@ def solve(
 ) -> Solution:
     """The best heads on the training images' features (N, d), one tensor per view. Collective.
 
-    The main process computes with the threads of all its machine's processes, and the others wait: the result does not
-    depend on the number of processes.
+    The main process computes, and the others wait.
     """
     weighted = recipe.training.class_weights or recipe.images.balanced
 
     def work() -> Solution:
-        threads, device = torch.get_num_threads(), accelerator.device
-        torch.set_num_threads(min(cpu.cores(), threads * int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
-        try:
-            return head_solver.solve(
-                [view.to(device) for view in features],
-                torch.tensor(labels, device=device),
-                class_weights(labels, classes, weighted).to(device),
-                recipe.run.seed,
-                recipe.training.l2,
-            )
-        finally:
-            torch.set_num_threads(threads)
+        device = accelerator.device
+        return head_solver.solve(
+            [view.to(device) for view in features],
+            torch.tensor(labels, device=device),
+            class_weights(labels, classes, weighted).to(device),
+            recipe.run.seed,
+            recipe.training.l2,
+        )
 
     return devices.from_main(accelerator, work)
 
