@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
         from finetune.reporting import plan, records, results, startup, terminal
         from finetune.runtime import devices
         from finetune.runtime.progress import progress
-        from finetune.training import ema, resume, schedule
+        from finetune.training import ema, interpolation, resume, schedule, timing
         from finetune.training.calibration import fit_temperature
         from finetune.training.checkpoint import Checkpoints
         from finetune.training.evaluation import evaluate
@@ -64,7 +64,13 @@ def main(arguments: list[str]) -> int:
     sampler = loaders["train"].batch_sampler
 
     # ---- plan --------------------------------------------------------------------------------------------------------
-    planned = plan.make(recipe, net, imageset, loaders, accelerator, precision)
+    times = None
+    if run.plan or training.minutes:
+        times = timing.measure(recipe, net, loaders, accelerator, head.planned_views(recipe, net))
+        before, spent = found and found.state["epochs"], clock.seconds
+        recipe = devices.from_main(accelerator, lambda: timing.fit(recipe, times, spent, before))
+        training = recipe.training
+    planned = plan.make(recipe, net, imageset, loaders, accelerator, precision, times)
     console.print(plan.as_json(planned) if run.json else plan.show(planned), soft_wrap=run.json)
     if run.plan:
         return 0
@@ -84,7 +90,8 @@ def main(arguments: list[str]) -> int:
     about = {"settings": config, "preprocess": asdict(net.preprocess)}
     metadata_of = partial(metadata.of_run, recipe.net, classes, net.preprocess)
     checkpoints = Checkpoints(output, run.keep_checkpoints, accelerator, net, optimizer, about, metadata_of)
-    state = checkpoints.load(found) if found else State(zero_sums(device), tracker=tracker.id, run_clock=clock)
+    begun = State(zero_sums(device), epochs=training.epochs, tracker=tracker.id, run_clock=clock)
+    state = checkpoints.load(found) if found else begun
 
     interrupts = Interrupts(accelerator, *period(run.checkpoint_every))
     feeds = Feeds(planned.caching, recipe, net, loaders, accelerator, console, interrupts)
@@ -97,7 +104,7 @@ def main(arguments: list[str]) -> int:
         if planned.caching.head and not state.history:
             solution = head.solve(recipe, feeds.head_features(), labels, len(classes), accelerator)
             val_feed = feeds.validation(epoch=0)
-            for number, fit in enumerate(solution.path, 1) if not epochs else [(0, solution.best)]:
+            for number, fit in enumerate(solution.path, 1) if net.trains_head_alone() else [(0, solution.best)]:
                 net.set_head(fit.weight, fit.bias)
                 state.step = number
                 val_scores = evaluate(val_feed, accelerator, run.channels_last)  # a stop waits: no path is cut short
@@ -108,11 +115,12 @@ def main(arguments: list[str]) -> int:
                     scores["val"] = val_scores
                     checkpoints.keep_best(record)
                 results.log(record, epochs, chosen, output, tracker, console)
+            checkpoints.start = checkpoints.best if training.interpolate else {}
             checkpoints.save(state, optional=True)
 
         # ---- loop ----------------------------------------------------------------------------------------------------
         for epoch in range(state.epoch, epochs):
-            if schedule.should_stop(state.history, training):
+            if schedule.should_stop(state.history, training) or timing.is_over(training.minutes, state, accelerator):
                 break
             net.set_phase(epoch)
             train_feed, val_feed = feeds.at(epoch)  # images, or activations of the network's frozen part
@@ -143,6 +151,11 @@ def main(arguments: list[str]) -> int:
 
         # ---- end -----------------------------------------------------------------------------------------------------
         checkpoints.save(state)  # the last epoch's may have been skipped, and now other weights are loaded
+        if checkpoints.start and state.epoch:
+            images, scores = feeds.images("val"), {}
+            score = partial(evaluate, images, accelerator, run.channels_last, interrupts.raise_if_stopped)
+            report = partial(results.print_interpolation, console)
+            interpolation.choose(state, checkpoints, training.best_by, score, report)
         net.evaluated.load_state_dict(checkpoints.best_state())
         for name in ("val", "test"):
             if name in loaders and name not in scores:  # a resumed run may not have seen its best epoch

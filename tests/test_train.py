@@ -100,6 +100,7 @@ def test_another_seed_gives_another_run(train):
 
 # Train losses of three epochs. When one moves, the commit says why.
 GOLDEN = {
+    "best": [1.1031738, 1.0999376, 1.095638],
     "concat_pool": [1.121526, 1.126589, 1.0907763],
     "feature_extractor": [1.1096818, 1.0998771, 1.0970218],
     "finetune": [1.1161794, 1.100101, 1.0932627],

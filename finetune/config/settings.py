@@ -126,6 +126,9 @@ class Training:
     """Strength of the L2 penalty of a solved head. None: the one with the lowest loss on held-out training images."""
     epochs: PositiveInt = 10
     """Passes over the training images. A solved head needs none."""
+    minutes: PositiveFloat | None = None
+    """Time budget of the run. Epochs that would not fit, by timing a few images before the start, are left out, and
+    the run ends before an epoch that would exceed it. None: no limit."""
     batch_size: PositiveInt = 4
     """Global batch size: images per step, over all processes."""
     accumulate: PositiveInt = 1
@@ -166,6 +169,9 @@ class Training:
     best_by: Literal["accuracy", "loss", "macro_f1", "balanced_accuracy", "auroc"] = "accuracy"
     """Validation metric that selects the best epoch and drives early stopping. macro_f1, balanced_accuracy and auroc
     (one class against the rest) are means over classes, in which a rare class counts as much as a frequent one."""
+    interpolate: bool = False
+    """At the end, choose by --best-by among the weights before training (the solved head's network), those after it,
+    and half and three quarters of the way between them (WiSE-FT, Wortsman et al. 2022), in place of the best epoch."""
     calibrate: bool = True
     """Fit a temperature on the validation images at the end (Guo et al. 2017) and divide the last layer's weights by
     it. Probabilities then agree better with accuracy; the predicted classes do not change."""

@@ -42,6 +42,11 @@ def views(recipe: Recipe) -> int:
     return 2 if recipe.images.hflip and recipe.images.augment != "none" else 1
 
 
+def planned_views(recipe: Recipe, network: Network) -> int:
+    """The views that the head will be solved on; 0 where a setting asks for gradient steps."""
+    return 0 if recipe.training.solver == "sgd" or _other_training(recipe, network) else views(recipe)
+
+
 def solve(
     recipe: Recipe, features: list[Tensor], labels: list[int], classes: int, accelerator: Accelerator
 ) -> Solution:

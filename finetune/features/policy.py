@@ -84,7 +84,7 @@ def decide(recipe: Recipe, network: Network, loaders: dict[str, DataLoader], acc
     free = devices.from_main(accelerator, lambda: devices.free_memory(accelerator.device))
     split, why_no_solver = head.decide(recipe, network, images, free)
     solved = _solved(split, recipe, images, limit) if split else None
-    if solved and network.trains_head_alone():
+    if solved and (network.trains_head_alone() or not epochs):
         phases = [_phase(range(1), recipe, network, loaders, limit, accelerator.mixed_precision, trained=False)]
     else:
         starts = network.phase_starts(epochs)

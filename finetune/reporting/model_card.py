@@ -121,7 +121,13 @@ def _results(summary: dict[str, Any], config: dict[str, Any]) -> list[str]:
     unbiased = (
         ": the test images, scored once at the end, give the unbiased one." if "test_accuracy" in summary else "."
     )
-    if summary["epochs_run"]:
+    if "interpolation" in summary:
+        chosen = (
+            f"The weights are {summary['interpolation']:.0%} of the way from the pretrained network with a solved head "
+            f"to those after training. Of four such mixtures they had the {by}. The validation images thus chose the "
+            f"weights, which makes their score slightly optimistic{unbiased}"
+        )
+    elif summary["epochs_run"]:
         chosen = (
             f"The weights are those of epoch {summary['best_epoch']} of {summary['epochs_run']}, which had the {by}. "
             f"The validation images thus chose the epoch, which makes their score slightly optimistic{unbiased}"

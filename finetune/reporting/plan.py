@@ -27,9 +27,12 @@ from finetune.features import policy
 from finetune.features.policy import Caching
 from finetune.models.architectures import depth_name
 from finetune.models.network import Network
-from finetune.reporting.memory import Memory, advice, estimate, in_bytes
+from finetune.reporting import memory
+from finetune.reporting.memory import Memory, advice, in_bytes
+from finetune.reporting.terminal import duration
 from finetune.runtime import devices
 from finetune.training.head_solver import STRENGTHS
+from finetune.training.timing import Estimate
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,9 @@ def make(
     loaders: dict[str, DataLoader],
     accelerator: Accelerator,
     precision: str,
+    estimate: Estimate | None = None,
 ) -> Plan:
-    """The plan of a run. The network is left in its first phase. Collective.
+    """The plan of a run, with its times where they are estimated. The network is left in its first phase. Collective.
 
     Raises `UserError` where the network does not take images of this size, and for `--sync-bn` on a CPU.
     """
@@ -85,7 +89,7 @@ def make(
     split = next((phase.split for phase in caching.phases if phase.split), None)
     network.set_phase(epoch=training.epochs - 1)  # when most is trained
     with nullcontext() if split else FlopCounterMode(display=False) as counter:
-        need = estimate(network.model, shape, classes, training.optimizer, accelerator.mixed_precision)
+        need = memory.estimate(network.model, shape, classes, training.optimizer, accelerator.mixed_precision)
     network.set_phase(epoch=0)
     flops = split.flops if split else counter.get_total_flops() // micro_batch
     smallest = partial(smallest_micro_batch, counts["train"]) if network.trains_batchnorm() else None
@@ -103,6 +107,7 @@ def make(
         "parameters": f"{trained:,} trained of {sum(row.parameters for row in table):,}",
         "head": _head(caching, recipe, counts["train"]),
         **(_steps(training, steps) if epochs else {}),
+        **({"time": _time(estimate, training, epochs)} if estimate else {}),
         "arithmetic": _arithmetic(caching, network, counts, flops),
         "precision": f"{precision}, {'channels-last' if recipe.run.channels_last else 'channels-first'}",
         "processes": f"{processes} on {accelerator.device.type}, each with {loaders['train'].num_workers} "
@@ -176,6 +181,19 @@ def _steps(training: Training, steps: int) -> dict[str, str]:
         + (f"{training.warmup:.0%} warm-up, " if training.warmup else "no warm-up, ")
         + (f"gradients clipped at {training.clip_norm:g}" if training.clip_norm else "no clipping"),
     }
+
+
+def _time(estimate: Estimate, training: Training, epochs: int) -> str:
+    """How long the parts of the run take, and what its budget is."""
+    parts = [f"{duration(estimate.head)} for the head"] if estimate.head else []
+    if epochs:
+        parts.append(f"{duration(estimate.epoch)} for each of {epochs} epoch{'s' * (epochs > 1)}")
+    total = estimate.head + epochs * estimate.epoch + estimate.end
+    budget = ""
+    if training.minutes:
+        left = "" if epochs else "; no epoch fits: the head is the result"
+        budget = f"; the budget is {duration(60 * training.minutes)} (--minutes){left}"
+    return f"about {', '.join(parts)}; {duration(total)} in all, less where activations are cached{budget}"
 
 
 def _arithmetic(caching: Caching, network: Network, counts: dict[str, int], flops: int) -> str:

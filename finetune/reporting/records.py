@@ -149,7 +149,7 @@ def summary(
         "total_seconds": state.run_clock.seconds,
         "stopped_early": state.epoch < epochs,
         "epochs_run": state.epoch,
-        **{name: best[name] for name in HEAD_FIELDS if name in best},
+        **{name: best[name] for name in (*HEAD_FIELDS, "interpolation") if name in best},
         "calibrated_val_loss": calibrated["val"].loss,
         "calibration_error": after,
         "calibration_error_before": before,

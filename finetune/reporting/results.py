@@ -23,6 +23,11 @@ def log(record: dict[str, Any], epochs: int, improved: bool, output: Path, track
     console.print(terminal.epoch_line(record, epochs, improved), soft_wrap=True)
 
 
+def print_interpolation(console: Console, record: dict[str, Any], improved: bool) -> None:
+    """Print the record of weights between those before and after training as a line."""
+    console.print(terminal.interpolation_line(record, improved), soft_wrap=True)
+
+
 def write(
     output: Path,
     summary: dict[str, Any],

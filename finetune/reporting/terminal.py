@@ -70,6 +70,14 @@ def epoch_line(record: dict[str, Any], epochs: int, improved: bool) -> str:
     )
 
 
+def interpolation_line(record: dict[str, Any], improved: bool) -> str:
+    """Weights between those before and after training in one line, from their record."""
+    return (
+        f"{record['interpolation']:.0%} of the way from the solved head  "
+        f"val loss {record['val_loss']:.4f} acc {record['val_accuracy']:.4f}{'  best' if improved else ''}"
+    )
+
+
 def collapse(history: list[dict[str, Any]], rates: list[Rate | None], images: int, batchnorm: bool) -> str:
     """A warning where the last epoch unfroze a depth and validation accuracy fell clearly, else "".
 
@@ -95,12 +103,14 @@ def ending(summary: dict[str, Any], output: Path, training: Training) -> str:
     by_loss, stopped = training.best_by == "loss", ""
     if summary["stopped_early"]:
         margin = f" by {training.min_delta:g}" if training.min_delta else ""
-        stopped = (
-            f"Stopped early, after {summary['epochs_run']} epochs: validation {training.best_by} did not "
-            f"improve{margin} for {training.patience} epochs (--patience).\n"
-        )
+        reasons = [f"validation {training.best_by} did not improve{margin} for {training.patience} epochs (--patience)"]
+        reasons = reasons if training.patience else []
+        reasons += [f"another would have exceeded {training.minutes:g} minutes (--minutes)"] if training.minutes else []
+        stopped = f"Stopped early, after {summary['epochs_run']} epochs: {', or '.join(reasons)}.\n"
     accuracy = f"{summary['best_val_accuracy']:.4f}"
     where = f"in epoch {summary['best_epoch']}"
+    if summary.get("interpolation"):
+        where = f"{summary['interpolation']:.0%} of the way from the solved head to epoch {summary['epochs_run']}"
     tested = (
         f"The same {summary['val_images']} images chose the epoch, so expect slightly less on other images. "
         f"A test/ split would tell."

@@ -38,7 +38,7 @@ from finetune.training.loss import check_finite
 from finetune.training.state import State
 from finetune.training.step import zero_sums
 
-FORMAT = 2
+FORMAT = 3
 TIME_LIMIT = 0.1  # of the training time, at most, for checkpoints at the ends of epochs
 NAME = re.compile(r"\d{4,}-\d{8,}")  # epoch and step
 
@@ -92,6 +92,8 @@ class Checkpoints:
         self.network, self.optimizer, self.about = network, optimizer, about
         self.frozen = network.frozen_keys()  # their tensors are written once, then linked
         self.best: dict[str, Tensor] = {}
+        self.start: dict[str, Tensor] = {}
+        """The weights before the first epoch, for `--interpolate`."""
         self.newest = ""
         self.started, self.took = 0.0, 0.0  # of the last one, in seconds
         self.writer, self.writing = ThreadPoolExecutor(1, "checkpoint"), None
@@ -127,7 +129,7 @@ class Checkpoints:
             saved = {"format": FORMAT, **self.about, "state": state.as_json(), "sums": sums}
             saved["rates"] = [group["lr"] for group in self.optimizer.param_groups]
             tensors = {"model": self._changing(self.network.model), "optimizer": self._optimizer_state()}
-            tensors["best"] = self.best
+            tensors |= {"best": self.best} | ({"start": self.start} if self.start else {})
             if self.accelerator.scaler is not None:
                 saved["scaler"] = self.accelerator.scaler.state_dict()
             if self.network.average:
@@ -216,7 +218,8 @@ class Checkpoints:
             average.n_averaged.fill_(found.saved["averaged"])
         if self.accelerator.scaler is not None and "scaler" in found.saved:
             self.accelerator.scaler.load_state_dict(found.saved["scaler"])
-        self.best = {key: copied(value) for key, value in load_file(found.folder / "best.safetensors").items()}
+        self.best = _read(found.folder / "best.safetensors")
+        self.start = _read(found.folder / "start.safetensors")
         self.newest = found.folder.name
         if self.accelerator.is_main_process:
             leftovers = [path for path in self.folder.iterdir() if path.name.startswith(".")]
@@ -231,6 +234,11 @@ class Checkpoints:
         if state.best:  # a run that was killed may have left a newer model folder, or none
             self.save_model(state.best, self.best_state())
         return state
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, in memory; none where there is no file."""
+    return {key: copied(value) for key, value in load_file(path).items()} if path.exists() else {}
 
 
 def copied(value: Tensor) -> Tensor:

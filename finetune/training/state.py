@@ -36,6 +36,8 @@ class State:
     """The records of metrics.jsonl."""
     best: dict[str, Any] | None = None
     """The best of these records."""
+    epochs: int = 0
+    """The epochs of the whole run, which `--minutes` may have reduced."""
     tracker: str = ""
     """The tracker's id of the run."""
     run_clock: Stopwatch = field(default_factory=Stopwatch)
@@ -70,6 +72,7 @@ class State:
             "step": self.step,
             "history": [*self.history],  # a checkpoint is written while training goes on, and appends to it
             "best": self.best,
+            "epochs": self.epochs,
             "tracker": self.tracker,
             "run_clock": self.run_clock.seconds,
             "epoch_clock": self.epoch_clock.seconds,

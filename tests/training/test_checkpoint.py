@@ -222,7 +222,7 @@ def test_a_checkpoint_of_another_format_is_refused(parts, tmp_path, monkeypatch,
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint, "FORMAT", number)
         make(tmp_path).save(state_at(1))
-    message = f"was written by {age} version of this project .format {number}; this one reads 2.. Resume the run with"
+    message = f"was written by {age} version of this project .format {number}; this one reads 3.. Resume the run with"
     with pytest.raises(UserError, match=message):
         checkpoint.find(tmp_path)
 
