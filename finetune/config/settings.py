@@ -88,9 +88,9 @@ class Images:
     val_fraction: Annotated[float, Bounds(above=0, below=1)] = 0.2
     """Fraction of each class held out for validation, where the data has no validation split."""
     augment: Literal["none", "basic", "strong", "rand", "trivial"] = "basic"
-    """none: the evaluation transform. basic: random resized crop and, with --hflip, horizontal flip. strong: basic,
+    """none: the evaluation transform. basic: random resized crop and the flips of --hflip and --vflip. strong: basic,
     rotation by up to 25 degrees and colour jitter. rand: basic and RandAugment (Cubuk et al. 2020). trivial: basic and
-    TrivialAugment (Müller & Hutter 2021)."""
+    TrivialAugment (Müller & Hutter 2021). --erase comes last."""
     crop_scale: PositiveFraction = 0.08
     """Smallest area of the random crop, as a fraction of the image; the largest is 1."""
     mixup: NonNegativeFloat = 0.0
@@ -99,7 +99,14 @@ class Images:
     """Alpha of CutMix's Beta distribution (Yun et al. 2019). 0: no CutMix. With both, each batch takes one of them at
     random."""
     hflip: bool = True
-    """Mirror images at random in augmentation, and add each image's mirror image where a head is solved."""
+    """Mirror images at random in augmentation, and add each image's mirror image where a head is solved. Not with
+    --augment none."""
+    vflip: bool = False
+    """Turn images upside down at random, likewise: for images without an up and down, such as those of microscopes. Not
+    with --augment none."""
+    erase: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.0
+    """Probability that augmentation erases a rectangle of 2 to 33 % of an image, to the mean colour (Random Erasing,
+    Zhong et al. 2020). Not with --augment none."""
     views: NonNegativeInt = 4
     """Augmented versions of each image to cycle through while the first layers are frozen, so that their activations
     can be cached. 0: new augmentation in every epoch, without this cache."""

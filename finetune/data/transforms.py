@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
+from finetune.config.settings import Images
 from finetune.models.architectures import Preprocess
 
 
@@ -22,9 +24,14 @@ def evaluation_transform(preprocess: Preprocess) -> v2.Transform:
     )
 
 
-def mirrored_transform(preprocess: Preprocess) -> v2.Transform:
-    """The evaluation transform, then the mirror image."""
-    return v2.Compose([evaluation_transform(preprocess), v2.RandomHorizontalFlip(p=1.0)])
+def flipped_transforms(preprocess: Preprocess, hflip: bool, vflip: bool) -> list[v2.Transform]:
+    """The evaluation transform, and the same followed by each flip that is asked for, and by both."""
+    found, plain = [], evaluation_transform(preprocess)
+    for down in (False, True)[: 1 + vflip]:
+        for mirrored in (False, True)[: 1 + hflip]:
+            flips = [v2.RandomHorizontalFlip(p=1.0)] * mirrored + [v2.RandomVerticalFlip(p=1.0)] * down
+            found.append(v2.Compose([plain, *flips]) if flips else plain)
+    return found
 
 
 class RandomResizedCrop(v2.RandomResizedCrop):
@@ -36,9 +43,19 @@ class RandomResizedCrop(v2.RandomResizedCrop):
         return functional.resize(crop, self.size, self.interpolation, antialias=self.antialias)
 
 
-def training_transform(preprocess: Preprocess, augment: str, crop_scale: float, hflip: bool) -> v2.Transform:
+class RandomErasing(v2.RandomErasing):
+    """torchvision's, to the mean colour, which normalisation makes zero."""
+
+    def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
+        """(C, H, W) → (C, H, W)."""
+        if params["v"] is not None and inpt.dtype == torch.uint8:
+            params = params | {"v": (params["v"] * 255).round()}
+        return super().transform(inpt, params)
+
+
+def training_transform(preprocess: Preprocess, images: Images) -> v2.Transform:
     """The random transform of `--augment`; the type stays."""
-    if augment == "none":
+    if images.augment == "none":
         return evaluation_transform(preprocess)
     extra = {
         "basic": [],
@@ -47,8 +64,10 @@ def training_transform(preprocess: Preprocess, augment: str, crop_scale: float, 
         "trivial": [v2.TrivialAugmentWide()],
     }
     interpolation = InterpolationMode(preprocess.interpolation)
-    crop = RandomResizedCrop(preprocess.crop, (crop_scale, 1.0), interpolation=interpolation, antialias=True)
-    return v2.Compose([crop, *([v2.RandomHorizontalFlip()] if hflip else []), *extra[augment]])
+    crop = RandomResizedCrop(preprocess.crop, (images.crop_scale, 1.0), interpolation=interpolation, antialias=True)
+    flips = [v2.RandomHorizontalFlip()] * images.hflip + [v2.RandomVerticalFlip()] * images.vflip
+    last = [RandomErasing(images.erase, value=preprocess.mean)] if images.erase else []
+    return v2.Compose([crop, *flips, *extra[images.augment], *last])
 
 
 def mixing(mixup: float, cutmix: float) -> v2.Transform | None:

@@ -23,13 +23,12 @@ from finetune.config.bounds import period
 from finetune.config.settings import Recipe, Training
 from finetune.data.sampler import smallest_micro_batch
 from finetune.data.types import ImageSet
-from finetune.features import policy
+from finetune.features import head, policy
 from finetune.features.policy import Caching
 from finetune.models.architectures import depth_name
 from finetune.models.network import Network
 from finetune.reporting.memory import Memory, advice, estimate, in_bytes
 from finetune.runtime import devices
-from finetune.training.head_solver import STRENGTHS
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,9 @@ def make(
         + (f"; {imageset.skipped} that do not decode are left out" if imageset.skipped else ""),
         "classes": f"{classes}: {errors.listed(imageset.classes, 6)}",
         "parameters": f"{trained:,} trained of {sum(row.parameters for row in table):,}",
-        "head": _head(caching, recipe, counts["train"]),
+        "head": head.describe(recipe, counts["train"], caching.head.split)
+        if caching.head
+        else f"trained by gradient steps alone: {caching.why_no_solver}",
         **(_steps(training, steps) if epochs else {}),
         "arithmetic": _arithmetic(caching, network, counts, flops),
         "precision": f"{precision}, {'channels-last' if recipe.run.channels_last else 'channels-first'}",
@@ -156,18 +157,6 @@ def rows(network: Network, training: Training, solved: bool) -> list[Row]:
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
-def _head(caching: Caching, recipe: Recipe, images: int) -> str:
-    """How the head is trained, and why."""
-    if not caching.head:
-        return f"trained by gradient steps alone: {caching.why_no_solver}"
-    views, features, l2 = caching.head.views, caching.head.split.shape[0], recipe.training.l2
-    seen = f"{images} images{' and their mirror images' if views == 2 else ''}, {features} features each"
-    strength = (
-        f"L2 strength {l2:g}" if l2 else f"L2 strength {STRENGTHS[0]:g} to {STRENGTHS[-1]:g}, chosen by held-out images"
-    )
-    return f"solved on {seen}; {strength}"
-
-
 def _steps(training: Training, steps: int) -> dict[str, str]:
     return {
         "steps": f"{training.epochs} epochs × {steps} = {training.epochs * steps}, each of {training.batch_size} images"

@@ -1,5 +1,8 @@
 """Transforms give torchvision's values."""
 
+from dataclasses import replace
+from functools import reduce
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +12,16 @@ from torchvision import transforms as v1
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
+from finetune.config.settings import Images
 from finetune.data.decode import load
-from finetune.data.transforms import RandomResizedCrop, evaluation_transform, mixing, to_input, training_transform
+from finetune.data.transforms import (
+    RandomResizedCrop,
+    evaluation_transform,
+    flipped_transforms,
+    mixing,
+    to_input,
+    training_transform,
+)
 from finetune.models.architectures import Preprocess
 
 PREPROCESS = Preprocess(36, 32, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -49,10 +60,44 @@ def test_the_random_crop_is_torchvisions_to_the_bit(channels, kind):
 def test_every_augmentation_gives_the_input_s_size_and_keeps_the_type(augment, kind):
     image = torch.randint(0, 256, (3, 50, 70), dtype=torch.uint8)
     image = image if kind == torch.uint8 else image / 255
-    transform = training_transform(PREPROCESS, augment, 0.08, hflip=True)
+    transform = training_transform(PREPROCESS, Images(augment=augment, vflip=True, erase=0.5))
     views = [transform(image) for _ in range(4)]
     assert {(view.shape, view.dtype) for view in views} == {((3, 32, 32), kind)}
     assert all(torch.equal(view, views[0]) for view in views) == (augment == "none")
+
+
+def test_erasing_leaves_the_mean_colour_which_normalisation_makes_zero():
+    seen = 0
+    for image, tolerance in ((torch.zeros(3, 60, 60, dtype=torch.uint8), 0.01), (torch.zeros(3, 60, 60), 1e-6)):
+        transform = training_transform(PREPROCESS, Images(erase=1.0))
+        torch.manual_seed(0)
+        for _ in range(5):
+            erased = transform(image).any(0)  # (H, W)
+            assert 0.01 < erased.float().mean() < 0.35
+            x = to_input(transform(image)[None], PREPROCESS, torch.device("cpu"), channels_last=True)[0]
+            assert x.abs().amin((1, 2)).max() < tolerance, "in each channel some pixels are zero"
+            seen += 1
+    assert seen == 10
+
+
+def test_images_are_flipped_only_in_the_ways_that_are_asked_for():
+    image = torch.arange(32 * 32, dtype=torch.uint8).view(1, 32, 32).expand(3, -1, -1)
+    ways = {(): image, (2,): image.flip(2), (1,): image.flip(1), (1, 2): image.flip(1, 2)}
+    preprocess = replace(PREPROCESS, resize=32)
+    seen = 0
+    for hflip in (False, True):
+        for vflip in (False, True):
+            expected = {axes for axes in ways if (2 not in axes or hflip) and (1 not in axes or vflip)}
+            flipped = [transform(image) for transform in flipped_transforms(preprocess, hflip, vflip)]
+            assert torch.equal(flipped[0], image)
+            drawn = training_transform(preprocess, Images(crop_scale=1.0, hflip=hflip, vflip=vflip))
+            torch.manual_seed(0)
+            randomly = [reduce(lambda x, flip: flip(x), drawn.transforms[1:], image) for _ in range(40)]
+            for found in (flipped, randomly):  # the crop, which is left out, resizes
+                assert {axes for axes, way in ways.items() if any(map(way.equal, found))} == expected
+                assert all(any(map(one.equal, ways.values())) for one in found)
+                seen += 1
+    assert seen == 8
 
 
 def test_images_are_mixed_where_either_setting_asks_for_it():
@@ -88,4 +133,12 @@ def test_mixing_is_seeded_per_image_and_workers_change_nothing(train, flag):
 
 def test_each_augmentation_trains_on_images_of_its_own(train):
     names = ("none", "basic", "strong", "rand", "trivial")
-    assert len(different_losses(train, *(("--augment", name) for name in names))) == 5
+    cases = [("--augment", name) for name in names] + [("--vflip",), ("--erase", "0.5")]
+    assert len(different_losses(train, *cases)) == 7
+
+
+def test_flips_and_erasing_change_nothing_where_nothing_is_augmented(train):
+    plain, other = (
+        metrics(train("--augment", "none", *flags)[1]) for flags in (("--no-hflip",), ("--vflip", "--erase", "1"))
+    )
+    assert plain == other

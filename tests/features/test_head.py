@@ -198,3 +198,18 @@ def test_the_plan_says_that_the_head_is_solved_and_on_what(train, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert "solved, then from the start" in shown
     assert "solved on 21 images, 1024 features each; L2 strength 0.1" in shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "views", "words"),
+    [
+        (("--vflip",), 4, "21 images, also mirrored, upside down and both,"),
+        (("--vflip", "--no-hflip"), 2, "21 images, also upside down,"),
+        (("--vflip", "--augment", "none"), 1, "21 images, 1024"),
+    ],
+)
+def test_a_flip_that_augmentation_makes_is_a_view_of_the_solved_head(train, capsys, flags, views, words):
+    code, output = train(*SOLVED, *flags, "--l2", "0.1")  # with a given strength, all views are used
+    assert code == 0
+    assert f"solved on {words}" in " ".join(capsys.readouterr().out.split())
+    assert metrics(output)[0]["views"] == views
