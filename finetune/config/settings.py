@@ -87,6 +87,10 @@ class Images:
     """Folder of the datasets that are given by name."""
     val_fraction: Annotated[float, Bounds(above=0, below=1)] = 0.2
     """Fraction of each class held out for validation, where the data has no validation split."""
+    fit: Literal["crop", "squash", "pad"] | None = None
+    """How images become square. crop: resize the short side, crop the centre. squash: resize both sides, whatever the
+    aspect ratio. pad: resize the long side, pad with the mean colour. It holds in training and is part of the model.
+    None: as the weights were trained with, which is crop for torchvision's."""
     augment: Literal["none", "basic", "strong", "rand", "trivial"] = "basic"
     """none: the evaluation transform. basic: random resized crop and the flips of --hflip and --vflip. strong: basic,
     rotation by up to 25 degrees and colour jitter. rand: basic and RandAugment (Cubuk et al. 2020). trivial: basic and

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -161,6 +161,8 @@ def build(
     `--batchnorm auto` depends on the number of training images and of processes.
     """
     model, preprocess, stages = surgery.build(recipe.net, classes, empty, restored)
+    if recipe.images.fit and not restored:
+        preprocess = replace(preprocess, fit=recipe.images.fit)
     network = Network(model, preprocess, stages, recipes.rates(recipe, len(stages)), find(recipe.net.model))
     network.keep_batchnorm, network.batchnorm_reason = keeps_batchnorm(recipe, images, processes)
     network.set_phase(epoch=0)

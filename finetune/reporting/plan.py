@@ -127,8 +127,9 @@ def make(
     if smallest and processes * training.accumulate > 1:
         largest = loaders["train"].batch_sampler.largest
         facts["BatchNorm"] += f"; {_batchnorm(training, processes, smallest, largest, recipe.run.sync_bn)}"
-    side = network.preprocess.crop
+    side, fit = network.preprocess.crop, network.preprocess.fit
     title = f"{recipe.recipe}: {recipe.net.model}, weights {recipe.net.weights}, {side} × {side} pixels"
+    title += "" if fit == "crop" else f" (--fit {fit})"
     return Plan(title, table, facts, need, steps, epochs, caching)
 
 

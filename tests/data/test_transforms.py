@@ -55,6 +55,68 @@ def test_the_random_crop_is_torchvisions_to_the_bit(channels, kind):
     assert seen == 40
 
 
+# ---- --fit -----------------------------------------------------------------------------------------------------------
+SHAPES = [(40, 60), (60, 40), (50, 50), (7, 9), (3, 300), (300, 2)]
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
+def test_a_fit_is_torchvisions_resize_with_zeros_after_normalisation(kind):
+    """The lines that docs/using.md gives for other programs."""
+    size = {"crop": (36, None), "squash": ((32, 32), None), "pad": (None, 32)}
+    seen = 0
+    for fit, (side, longest) in size.items():
+        for height, width in SHAPES[:4]:
+            image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+            image = image if kind == torch.uint8 else image / 255
+            preprocess = replace(PREPROCESS, fit=fit)
+            resize = v2.Resize(side, max_size=longest, antialias=True)
+            scaled = functional.to_dtype(resize(image), torch.float32, scale=True)
+            normalised = functional.normalize(scaled, PREPROCESS.mean, PREPROCESS.std)
+            expected = functional.center_crop(normalised, [32, 32])
+            found = to_input(evaluation_transform(preprocess)(image)[None], preprocess, torch.device("cpu"), True)[0]
+            torch.testing.assert_close(found, expected, rtol=0, atol=0.01)  # the mean colour is a rounded byte
+            seen += 1
+    assert seen == 12
+
+
+@pytest.mark.parametrize("augment", ["none", "basic"])
+@pytest.mark.parametrize("fit", ["squash", "pad"])
+def test_any_shape_becomes_a_square(fit, augment):
+    for height, width in SHAPES:
+        for channels in (1, 3):
+            preprocess = replace(PREPROCESS, fit=fit, mean=(0.5,) * channels, std=(0.2,) * channels)
+            transform = training_transform(preprocess, Images(augment=augment))
+            image = torch.randint(0, 256, (channels, height, width), dtype=torch.uint8)
+            assert transform(image).shape == (channels, 32, 32)
+
+
+@pytest.mark.parametrize("fit", ["squash", "pad"])
+def test_training_keeps_the_geometry_of_evaluation(fit):
+    """The whole image as its own crop gives the evaluation transform, and parts are as wide and high as the image."""
+    preprocess = replace(PREPROCESS, fit=fit)
+    image = torch.randint(0, 256, (3, 60, 120), dtype=torch.uint8)
+    whole = training_transform(preprocess, Images(crop_scale=1.0, hflip=False))
+    assert torch.equal(whole(image), evaluation_transform(preprocess)(image))
+    part = training_transform(preprocess, Images(crop_scale=0.1, hflip=False)).transforms[0]
+    torch.manual_seed(0)
+    shapes = [part(image).shape[1:] for _ in range(200)]
+    ratios = torch.tensor([width / height for height, width in shapes])
+    areas = torch.tensor([width * height for height, width in shapes]) / (60 * 120)
+    assert 1.4 < ratios.min() < 1.7, "2, times 3/4"
+    assert 2.4 < ratios.max() < 2.8, "2, times 4/3"
+    assert 0.08 < areas.min() < 0.2
+    assert 0.8 < areas.max() <= 1
+
+
+def test_padding_is_even():
+    padded = evaluation_transform(replace(PREPROCESS, fit="pad"))(torch.zeros(3, 20, 32))
+    rows = padded[0].any(1)
+    assert rows[:6].all()
+    assert rows[-6:].all()
+    assert not rows[6:-6].any()
+
+
+# ---- --augment -------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
 @pytest.mark.parametrize("augment", ["none", "basic", "strong", "rand", "trivial"])
 def test_every_augmentation_gives_the_input_s_size_and_keeps_the_type(augment, kind):

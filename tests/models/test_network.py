@@ -1,16 +1,18 @@
 """The network of a run: what each epoch trains, and what is known of it before the run."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from support import write_model
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from finetune import recipes
 from finetune.config.settings import Net, Rate, Recipe
-from finetune.models import network, surgery, weights
+from finetune.models import metadata, network, surgery, weights
 from finetune.models.architectures import find, preprocess
 from finetune.models.network import BATCHNORM, Network
 
@@ -166,6 +168,19 @@ def test_a_recipes_network_starts_in_its_first_phase_and_from_the_seeds_weights(
     }
     state = other.model.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in one.model.state_dict().items())
+
+
+def test_a_fit_replaces_that_of_the_weights_which_is_kept_without_one(tmp_path):
+    _, preprocess = write_model(tmp_path)
+    known = metadata.read(tmp_path)
+    metadata.write(tmp_path, replace(known, preprocess=replace(preprocess, fit="squash")))
+    for weights_from, fit, expected in (
+        ("none", None, "crop"), ("none", "pad", "pad"), (tmp_path, None, "squash"), (tmp_path, "crop", "crop")
+    ):  # fmt: skip
+        recipe = recipes.from_settings("finetune", {"weights": weights_from, "model": "shufflenet_v2_x0_5", "fit": fit})
+        assert network.build(recipe, 3).preprocess.fit == expected
+        restored = replace(preprocess, fit="pad")
+        assert network.build(recipe, 3, restored=restored).preprocess == restored
 
 
 def test_a_network_for_a_checkpoint_has_its_transform_and_reads_no_weights():
