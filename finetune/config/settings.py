@@ -188,8 +188,12 @@ class Training:
 
 @dataclass(frozen=True)
 class Depths:
-    """Options of single recipes: which depths they train, when and how fast."""
+    """Which depths are trained, when and how fast; most are options of single recipes."""
 
+    train_depths: tuple[str, ...] | None = None
+    """Train these depths alone, of those that the recipe trains, and freeze all others (Lee et al. 2023, surgical
+    fine-tuning): stem, head, or a stage's number, as in `stem 3 head`; the plan lists them. The earliest starts at
+    once. A solved head that is left out stays as it was solved. None: all that the recipe trains."""
     layers: PositiveInt = 2
     """last_layers: number of depths to train, counted from the head."""
     decay: PositiveFraction = 1.0

@@ -244,11 +244,6 @@ def parameter_depths(model: nn.Module, depths: list[list[str]]) -> dict[str, int
     return found
 
 
-def depth_name(depth: int, depths: int) -> str:
-    """`stem`, `stage 1`, … or `head`."""
-    return {0: "stem", depths - 1: "head"}.get(depth, f"stage {depth}")
-
-
 FITS = {
     "crop": "resized by the short side, then cropped at the centre",
     "squash": "resized to a square, whatever the aspect ratio",

@@ -77,8 +77,9 @@ class Network:
         return parameter_depths(self.model, self.stages)
 
     def frozen_keys(self) -> set[str]:
-        """The parameters and buffers of depths that are never trained."""
-        return {name for name, depth in self.depths().items() if self.rates[depth] is None}
+        """The parameters and buffers that never change: of depths that are never trained. A head may be solved."""
+        head = len(self.stages) - 1
+        return {name for name, depth in self.depths().items() if self.rates[depth] is None and depth < head}
 
     def frozen_epochs(self) -> float:
         """The number of epochs with a frozen stem; infinity if it is never trained."""

@@ -25,8 +25,8 @@ from finetune.data.sampler import smallest_micro_batch
 from finetune.data.types import ImageSet
 from finetune.features import head, policy
 from finetune.features.policy import Caching
-from finetune.models.architectures import depth_name
 from finetune.models.network import Network
+from finetune.recipes import depth_name
 from finetune.reporting.memory import Memory, advice, estimate, in_bytes
 from finetune.runtime import devices
 

@@ -54,6 +54,10 @@ def test_parameters_that_belong_to_no_smaller_module_follow_their_depth():
         assert frozen == (set() if stem_rate else stem) == net.frozen_keys()
 
 
+def test_a_heads_keys_are_never_frozen_since_it_may_be_solved():
+    assert not [key for key in empty([Rate(1.0)] * 5 + [None]).frozen_keys() if key.startswith("fc.")]
+
+
 def test_frozen_keys_are_parameters_and_buffers_of_depths_that_are_never_trained():
     net = empty([None, None, Rate(0.1, start=9), Rate(1.0), Rate(1.0), Rate(1.0)])
     keys = net.frozen_keys()
@@ -138,6 +142,27 @@ def test_training_leaves_kept_statistics_as_they_were_to_the_bit(train, capsys):
         for kind in ("running_mean", "running_var", "num_batches_tracked"):
             assert torch.equal(state[f"{norm}.{kind}"], pretrained[f"{norm}.{kind}"])
     assert not all(torch.equal(state[f"{norm}.weight"], pretrained[f"{norm}.weight"]) for norm in norms)
+
+
+@pytest.mark.parametrize("batchnorm", ["keep", "train"])
+def test_a_frozen_depth_between_trained_ones_keeps_every_bit(train, batchnorm):
+    flags = ("--recipe", "finetune", "--train-depths", "stem", "3", "head", "--batchnorm", batchnorm)
+    code, output = train(*flags, "--weights", "starter", "--lr", "1e-2", "--ema", "0.5")
+    assert code == 0
+    state, pretrained = (
+        load_file(output / "model" / "model.safetensors"),
+        weights.read("shufflenet_v2_x0_5", "starter")[0],
+    )
+    trained, seen = ("conv1.", "stage4.", "fc."), 0
+    for key, value in state.items():
+        if not key.startswith(trained):
+            assert torch.equal(value, pretrained[key]), key
+            seen += 1
+        elif key.endswith("running_mean"):
+            assert torch.equal(value, pretrained[key]) == (batchnorm == "keep"), key
+        elif key.endswith("weight") and not key.startswith("fc."):
+            assert not torch.equal(value, pretrained[key]), key
+    assert seen > 100
 
 
 def test_weight_decay_spares_vectors_and_what_the_architecture_names():
