@@ -87,10 +87,14 @@ class Images:
     """Folder of the datasets that are given by name."""
     val_fraction: Annotated[float, Bounds(above=0, below=1)] = 0.2
     """Fraction of each class held out for validation, where the data has no validation split."""
+    fit: Literal["crop", "squash", "pad"] | None = None
+    """How images become square. crop: resize the short side, crop the centre. squash: resize both sides, whatever the
+    aspect ratio. pad: resize the long side, pad with the mean colour. It holds in training and is part of the model.
+    None: as the weights were trained with, which is crop for torchvision's."""
     augment: Literal["none", "basic", "strong", "rand", "trivial"] = "basic"
-    """none: the evaluation transform. basic: random resized crop and, with --hflip, horizontal flip. strong: basic,
+    """none: the evaluation transform. basic: random resized crop and the flips of --hflip and --vflip. strong: basic,
     rotation by up to 25 degrees and colour jitter. rand: basic and RandAugment (Cubuk et al. 2020). trivial: basic and
-    TrivialAugment (Müller & Hutter 2021)."""
+    TrivialAugment (Müller & Hutter 2021). --erase comes last."""
     crop_scale: PositiveFraction = 0.08
     """Smallest area of the random crop, as a fraction of the image; the largest is 1."""
     mixup: NonNegativeFloat = 0.0
@@ -99,7 +103,14 @@ class Images:
     """Alpha of CutMix's Beta distribution (Yun et al. 2019). 0: no CutMix. With both, each batch takes one of them at
     random."""
     hflip: bool = True
-    """Mirror images at random in augmentation, and add each image's mirror image where a head is solved."""
+    """Mirror images at random in augmentation, and add each image's mirror image where a head is solved. Not with
+    --augment none."""
+    vflip: bool = False
+    """Turn images upside down at random, likewise: for images without an up and down, such as those of microscopes. Not
+    with --augment none."""
+    erase: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.0
+    """Probability that augmentation erases a rectangle of 2 to 33 % of an image, to the mean colour (Random Erasing,
+    Zhong et al. 2020). Not with --augment none."""
     views: NonNegativeInt = 4
     """Augmented versions of each image to cycle through while the first layers are frozen, so that their activations
     can be cached. 0: new augmentation in every epoch, without this cache."""
@@ -183,8 +194,12 @@ class Training:
 
 @dataclass(frozen=True)
 class Depths:
-    """Options of single recipes: which depths they train, when and how fast."""
+    """Which depths are trained, when and how fast; most are options of single recipes."""
 
+    train_depths: tuple[str, ...] | None = None
+    """Train these depths alone, of those that the recipe trains, and freeze all others (Lee et al. 2023, surgical
+    fine-tuning): stem, head, or a stage's number, as in `stem 3 head`; the plan lists them. The earliest starts at
+    once. A solved head that is left out stays as it was solved. None: all that the recipe trains."""
     layers: PositiveInt = 2
     """last_layers: number of depths to train, counted from the head."""
     decay: PositiveFraction = 1.0

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from finetune.config.settings import Recipe
 from finetune.data.dataset import Sample, Samples
 from finetune.data.sampler import GlobalBatches, Share, Views, check_pairs
-from finetune.data.transforms import evaluation_transform, mirrored_transform, mixing, training_transform
+from finetune.data.transforms import evaluation_transform, flipped_transforms, mixing, training_transform
 from finetune.data.types import Split
 from finetune.models.architectures import Preprocess
 from finetune.runtime.devices import worker_count
@@ -78,7 +78,7 @@ def make_loaders(
         if name == "train":
             if pairs:
                 check_pairs(count, training.batch_size, training.accumulate, share.processes)
-            transform = training_transform(preprocess, images.augment, images.crop_scale, images.hflip)
+            transform = training_transform(preprocess, images)
             mix = mixing(images.mixup, images.cutmix)
             labels = torch.tensor(split.labels)
             image_weights = 1 / torch.bincount(labels)[labels].double() if images.balanced else None
@@ -102,10 +102,10 @@ def make_loaders(
     return loaders
 
 
-def fixed_views(loader: DataLoader, preprocess: Preprocess, number: int) -> list[DataLoader]:
-    """Loaders of a loader's images under the evaluation transform and, if `number` is 2, of their mirror images."""
+def fixed_views(loader: DataLoader, preprocess: Preprocess, hflip: bool, vflip: bool) -> list[DataLoader]:
+    """Loaders of a loader's images under the evaluation transform, and flipped in each way that is asked for."""
     samples, found = loader.dataset, []
-    for transform in (evaluation_transform(preprocess), mirrored_transform(preprocess))[:number]:
+    for transform in flipped_transforms(preprocess, hflip, vflip):
         found.append(
             DataLoader(
                 Samples(samples.split, samples.channels, transform, samples.seed),

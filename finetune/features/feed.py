@@ -19,6 +19,7 @@ from finetune.config.settings import Recipe
 from finetune.data import decoded_cache
 from finetune.data.dataset import Draw
 from finetune.data.loader import Batch, fixed_views
+from finetune.features import head
 from finetune.features.policy import Caching, Phase
 from finetune.features.store import Frozen, Store
 from finetune.models.network import Network
@@ -70,7 +71,7 @@ class Feeds:
         """The features (N, d) of the training images from which the head is solved, one tensor per view. Collective."""
         phase, found = self.caching.head, []
         frozen = Frozen.of(phase.split, self.network.model.eval(), pooled=True)
-        for loader in fixed_views(self.loaders["train"], self.network.preprocess, phase.views):
+        for loader in fixed_views(self.loaders["train"], self.network.preprocess, *head.flips(self.recipe)):
             values = self.store.get(frozen, "train", loader, None) if phase.cached else None
             found.append(self.store.compute(frozen, "train", loader, None) if values is None else values)
         self.network.set_phase(epoch=0)

@@ -13,7 +13,7 @@ from finetune.features.graph_split import Split
 from finetune.models.network import Network
 from finetune.runtime import devices
 from finetune.training import head_solver
-from finetune.training.head_solver import FOLDS, Solution
+from finetune.training.head_solver import FOLDS, STRENGTHS, Solution
 from finetune.training.loss import class_weights
 
 
@@ -37,9 +37,28 @@ def decide(recipe: Recipe, network: Network, images: int, free: int) -> tuple[Sp
     return split, why_not
 
 
+def flips(recipe: Recipe) -> tuple[bool, bool]:
+    """Whether the head is solved on mirror images too, and on images upside down."""
+    images = recipe.images
+    return images.hflip and images.augment != "none", images.vflip and images.augment != "none"
+
+
 def views(recipe: Recipe) -> int:
-    """Views of each image that the head is solved on: the evaluation transform's, and with `--hflip` its mirror."""
-    return 2 if recipe.images.hflip and recipe.images.augment != "none" else 1
+    """Views of each image that the head is solved on: the evaluation transform's, and that flipped in each way."""
+    return 2 ** sum(flips(recipe))
+
+
+def describe(recipe: Recipe, images: int, split: Split) -> str:
+    """The plan's line about a head that is solved: on so many training images, split from its network there."""
+    flipped = {
+        (False, False): "",
+        (True, False): " and their mirror images",
+        (False, True): ", also upside down",
+        (True, True): ", also mirrored, upside down and both",
+    }[flips(recipe)]
+    l2 = recipe.training.l2
+    strength = f"{l2:g}" if l2 else f"{STRENGTHS[0]:g} to {STRENGTHS[-1]:g}, chosen by held-out images"
+    return f"solved on {images} images{flipped}, {split.shape[0]} features each; L2 strength {strength}"
 
 
 def planned_views(recipe: Recipe, network: Network) -> int:

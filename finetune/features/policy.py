@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from finetune.config.settings import Recipe
 from finetune.data import decoded_cache, tensor_cache
+from finetune.errors import UserError
 from finetune.features import graph_split, head
 from finetune.models.network import Network
 from finetune.runtime import devices
@@ -75,7 +76,8 @@ class Caching:
 def decide(recipe: Recipe, network: Network, loaders: dict[str, DataLoader], accelerator: Accelerator) -> Caching:
     """What to cache in each phase of training; the same on all processes. Collective.
 
-    The network may be on the meta device. It is left in its first phase.
+    The network may be on the meta device. It is left in its first phase. Raises `UserError` where a new head would be
+    neither trained nor solved.
     """
     folder = tensor_cache.folder(recipe.run.cache_dir)
     limit = devices.from_main(accelerator, lambda: tensor_cache.limit(folder, recipe.run.cache_gb))
@@ -83,6 +85,11 @@ def decide(recipe: Recipe, network: Network, loaders: dict[str, DataLoader], acc
     images = len(loaders["train"].dataset)
     free = devices.from_main(accelerator, lambda: devices.free_memory(accelerator.device))
     split, why_no_solver = head.decide(recipe, network, images, free)
+    if split is None and network.rates[-1] is None:
+        raise UserError(
+            f"the head is new, and would stay random: it is neither trained nor solved ({why_no_solver}). Add head to "
+            f"--train-depths."
+        )
     solved = _solved(split, recipe, images, limit) if split else None
     if solved and (network.trains_head_alone() or not epochs):
         phases = [_phase(range(1), recipe, network, loaders, limit, accelerator.mixed_precision, trained=False)]

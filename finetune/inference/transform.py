@@ -25,11 +25,11 @@ def make_transform(preprocess: Preprocess) -> Callable[[Any], Tensor]:
     An image is a path, a PIL image, an array, or a tensor (C, H, W) of uint8 or of floats in [0, 1]. The function
     raises `ValueError` for a tensor of another shape or type, and `UserError` for a file that does not decode.
     """
-    resize_and_crop, channels = evaluation_transform(preprocess), len(preprocess.mean)
+    to_square, channels = evaluation_transform(preprocess), len(preprocess.mean)
 
     def transform(images: AnyImage | Sequence[AnyImage]) -> Tensor:
         listed = images if isinstance(images, list | tuple) else [images]
-        x = torch.stack([resize_and_crop(_to_tensor(image, channels)) for image in listed])  # (N, C, H, W)
+        x = torch.stack([to_square(_to_tensor(image, channels)) for image in listed])  # (N, C, H, W)
         return to_input(x, preprocess, torch.device("cpu"), channels_last=True)
 
     return transform

@@ -14,7 +14,7 @@ have neither parameters nor state; a test checks that for all 80 models.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UserError, unknown
@@ -244,28 +244,32 @@ def parameter_depths(model: nn.Module, depths: list[list[str]]) -> dict[str, int
     return found
 
 
-def depth_name(depth: int, depths: int) -> str:
-    """`stem`, `stage 1`, … or `head`."""
-    return {0: "stem", depths - 1: "head"}.get(depth, f"stage {depth}")
+FITS = {
+    "crop": "resized by the short side, then cropped at the centre",
+    "squash": "resized to a square, whatever the aspect ratio",
+    "pad": "resized by the long side, then padded with the mean colour",
+}
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """The evaluation transform: resize the shorter side, crop the centre, normalise."""
+    """The evaluation transform: make an image square, normalise."""
 
     resize: int
-    """Pixels of the shorter side."""
+    """Pixels of the shorter side before the crop."""
     crop: int
-    """Side of the central square in pixels: the input size."""
+    """Side of the square in pixels: the input size."""
     interpolation: str
     """`nearest`, `bilinear` or `bicubic`."""
     mean: tuple[float, ...]
     """Per channel, of values in [0, 1]."""
     std: tuple[float, ...]
+    fit: str = "crop"
+    """How an image becomes square, one of `FITS`. The default is torchvision's, and that of older files."""
 
     def at_size(self, crop: int) -> Preprocess:
         """The transform for another input size, with the same ratio of resize to crop."""
-        return Preprocess(round(crop * self.resize / self.crop), crop, self.interpolation, self.mean, self.std)
+        return replace(self, resize=round(crop * self.resize / self.crop), crop=crop)
 
 
 def preprocess(name: str) -> Preprocess:

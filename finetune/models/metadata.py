@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ from finetune.config.bounds import wrong_values
 from finetune.config.settings import Net
 from finetune.errors import UserError
 from finetune.models import architectures
-from finetune.models.architectures import Preprocess
+from finetune.models.architectures import FITS, Preprocess
 
 NAME = "model.json"
-FORMAT = 1
+FORMAT = 2  # 1: without `preprocess.fit`
 LARGEST_FILE = 16 * 2**20  # bytes; a million classes fit
 LARGEST_SIDE = 8192  # pixels of the input
 LARGEST_POOL = 64  # cells per side
@@ -69,8 +69,8 @@ def read(folder: Path) -> Metadata:
     try:
         own = {field.name: content[field.name] for field in fields(Net)}
         net = Net(**own | {"hidden": tuple(own["hidden"])})
-        given = Preprocess(**transform)
-        preprocess = Preprocess(given.resize, given.crop, given.interpolation, tuple(given.mean), tuple(given.std))
+        preprocess = Preprocess(**transform)
+        preprocess = replace(preprocess, mean=tuple(preprocess.mean), std=tuple(preprocess.std))
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / NAME} is damaged: {error} is missing or of another type.") from error
     _check_net(folder, net)
@@ -101,6 +101,7 @@ def _check_transform(folder: Path, preprocess: Preprocess, channels: int) -> Non
     whole = all(isinstance(side, int) and 1 <= side <= LARGEST_SIDE for side in sides)
     _check(whole, folder, f"crop and resize {sides} must be whole numbers from 1 to {LARGEST_SIDE}")
     _check(preprocess.interpolation in ("nearest", "bilinear", "bicubic"), folder, "interpolation is unknown")
+    _check(isinstance(preprocess.fit, str) and preprocess.fit in FITS, folder, f"fit must be one of {', '.join(FITS)}")
     for name, values in (("mean", preprocess.mean), ("std", preprocess.std)):
         numbers = len(values) == channels and all(isinstance(v, float | int) and math.isfinite(v) for v in values)
         _check(numbers, folder, f"{name} must be {channels} numbers")

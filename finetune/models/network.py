@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -77,8 +77,9 @@ class Network:
         return parameter_depths(self.model, self.stages)
 
     def frozen_keys(self) -> set[str]:
-        """The parameters and buffers of depths that are never trained."""
-        return {name for name, depth in self.depths().items() if self.rates[depth] is None}
+        """The parameters and buffers that never change: of depths that are never trained. A head may be solved."""
+        head = len(self.stages) - 1
+        return {name for name, depth in self.depths().items() if self.rates[depth] is None and depth < head}
 
     def frozen_epochs(self) -> float:
         """The number of epochs with a frozen stem; infinity if it is never trained."""
@@ -161,6 +162,8 @@ def build(
     `--batchnorm auto` depends on the number of training images and of processes.
     """
     model, preprocess, stages = surgery.build(recipe.net, classes, empty, restored)
+    if recipe.images.fit and not restored:
+        preprocess = replace(preprocess, fit=recipe.images.fit)
     network = Network(model, preprocess, stages, recipes.rates(recipe, len(stages)), find(recipe.net.model))
     network.keep_batchnorm, network.batchnorm_reason = keeps_batchnorm(recipe, images, processes)
     network.set_phase(epoch=0)

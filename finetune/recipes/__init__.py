@@ -29,13 +29,45 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(f"finetune.recipes.{name}")
 
 
+def depth_name(depth: int, depths: int) -> str:
+    """`stem`, `stage 1`, … or `head`."""
+    return {0: "stem", depths - 1: "head"}.get(depth, f"stage {depth}")
+
+
 def rates(recipe: Recipe, depths: int) -> list[Rate | None]:
-    """The rate of each depth, stem first; None where it is frozen. Raises `UserError` where all are."""
+    """The rate of each depth, stem first; None where it is frozen, by the recipe or by `--train-depths`.
+
+    Raises `UserError` where all are, and for a name in `--train-depths` of no depth that the recipe trains.
+    """
     module = load(recipe.recipe)
     found = [module.rate(recipe, depth, depths) for depth in range(depths)]
     if not any(found):
         raise UserError(f"the recipe {recipe.recipe} trains no depth: its rate() returns None for each.")
+    if recipe.depths.train_depths is not None:
+        found = _restricted(recipe, found)
     return found
+
+
+def _restricted(recipe: Recipe, found: list[Rate | None]) -> list[Rate | None]:
+    """The rates with `None` for each depth that is not in `--train-depths`. The earliest depth starts at once."""
+    names = [depth_name(depth, len(found)) for depth in range(len(found))]
+    depth_of = {name.removeprefix("stage "): depth for depth, name in enumerate(names)}
+    given = [name.removeprefix("stage ") for name in recipe.depths.train_depths]
+    trained = [name for name, depth in depth_of.items() if found[depth]]
+    wrong = [name for name in given if name not in trained]
+    if wrong or not given:
+        problem = f"{recipe.recipe} keeps {wrong[0]} frozen" if wrong else "name at least one depth"
+        if wrong and wrong[0] not in depth_of:
+            problem = f"{recipe.net.model} has no depth {wrong[0]}"
+        raise UserError(
+            f"{' '.join(['--train-depths', *given])}: {problem}. {recipe.recipe} trains {', '.join(trained)}."
+        )
+    chosen = {depth_of[name] for name in given}
+    first = min(found[depth].start for depth in chosen)
+    return [
+        rate._replace(start=rate.start - first) if rate and depth in chosen else None
+        for depth, rate in enumerate(found)
+    ]
 
 
 def from_command_line(arguments: list[str]) -> Recipe:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from finetune.models.architectures import FITS
 from finetune.reporting.run_folder import RunFiles
 from finetune.training import metrics
 
@@ -15,7 +16,8 @@ TEMPLATE = """\
 {header}
 # {net}, fine-tuned on {data}
 
-Classifies images of {side} × {side} pixels into {count} classes ({names}). It is torchvision's `{net}` with {head}
+Classifies images of {side} × {side} pixels, {fit}, into {count} classes
+({names}). It is torchvision's `{net}` with {head}
 head, fine-tuned from {origin}.
 
 ## Results
@@ -68,6 +70,7 @@ def text(metadata: dict[str, Any], run: RunFiles, counts: dict[str, list[int]]) 
         count=len(classes),
         names=", ".join(map(_plain, classes[:4])) + (", …" if len(classes) > 4 else ""),
         side=metadata["preprocess"]["crop"],
+        fit=FITS[metadata["preprocess"].get("fit", "crop")],
         head=f"an {metadata['head']}" if metadata["head"] == "mlp" else f"a {metadata['head']}",
         origin=_origin(str(metadata["weights"])),
         results="\n".join(_results(summary, config)),

@@ -23,15 +23,14 @@ from finetune.config.bounds import period
 from finetune.config.settings import Recipe, Training
 from finetune.data.sampler import smallest_micro_batch
 from finetune.data.types import ImageSet
-from finetune.features import policy
+from finetune.features import head, policy
 from finetune.features.policy import Caching
-from finetune.models.architectures import depth_name
 from finetune.models.network import Network
+from finetune.recipes import depth_name
 from finetune.reporting import memory
 from finetune.reporting.memory import Memory, advice, in_bytes
 from finetune.reporting.terminal import duration
 from finetune.runtime import devices
-from finetune.training.head_solver import STRENGTHS
 from finetune.training.timing import Estimate
 
 
@@ -105,7 +104,9 @@ def make(
         + (f"; {imageset.skipped} that do not decode are left out" if imageset.skipped else ""),
         "classes": f"{classes}: {errors.listed(imageset.classes, 6)}",
         "parameters": f"{trained:,} trained of {sum(row.parameters for row in table):,}",
-        "head": _head(caching, recipe, counts["train"]),
+        "head": head.describe(recipe, counts["train"], caching.head.split)
+        if caching.head
+        else f"trained by gradient steps alone: {caching.why_no_solver}",
         **(_steps(training, steps) if epochs else {}),
         **({"time": _time(estimate, training, epochs)} if estimate else {}),
         "arithmetic": _arithmetic(caching, network, counts, flops),
@@ -131,8 +132,9 @@ def make(
     if smallest and processes * training.accumulate > 1:
         largest = loaders["train"].batch_sampler.largest
         facts["BatchNorm"] += f"; {_batchnorm(training, processes, smallest, largest, recipe.run.sync_bn)}"
-    side = network.preprocess.crop
+    side, fit = network.preprocess.crop, network.preprocess.fit
     title = f"{recipe.recipe}: {recipe.net.model}, weights {recipe.net.weights}, {side} × {side} pixels"
+    title += "" if fit == "crop" else f" (--fit {fit})"
     return Plan(title, table, facts, need, steps, epochs, caching)
 
 
@@ -161,18 +163,6 @@ def rows(network: Network, training: Training, solved: bool) -> list[Row]:
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
-def _head(caching: Caching, recipe: Recipe, images: int) -> str:
-    """How the head is trained, and why."""
-    if not caching.head:
-        return f"trained by gradient steps alone: {caching.why_no_solver}"
-    views, features, l2 = caching.head.views, caching.head.split.shape[0], recipe.training.l2
-    seen = f"{images} images{' and their mirror images' if views == 2 else ''}, {features} features each"
-    strength = (
-        f"L2 strength {l2:g}" if l2 else f"L2 strength {STRENGTHS[0]:g} to {STRENGTHS[-1]:g}, chosen by held-out images"
-    )
-    return f"solved on {seen}; {strength}"
-
-
 def _steps(training: Training, steps: int) -> dict[str, str]:
     return {
         "steps": f"{training.epochs} epochs × {steps} = {training.epochs * steps}, each of {training.batch_size} images"

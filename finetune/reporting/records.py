@@ -15,7 +15,7 @@ from accelerate import Accelerator
 
 from finetune.config.settings import Recipe
 from finetune.data.types import ImageSet
-from finetune.models.architectures import depth_name
+from finetune.recipes import depth_name
 from finetune.training.evaluation import Scores
 from finetune.training.head_solver import Fit
 from finetune.training.loss import check_finite

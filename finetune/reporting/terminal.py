@@ -62,8 +62,9 @@ def epoch_line(record: dict[str, Any], epochs: int, improved: bool) -> str:
             f"val loss {record['val_loss']:.4f} acc {record['val_accuracy']:.4f}"
             f"{'  chosen' if improved else ''}"
         )
+    lr = next(iter(record["lr"].values()))  # of the head, or else of the trained depth that is nearest to it
     return (
-        f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}  lr {record['lr']['head']:.1e}  "
+        f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}  lr {lr:.1e}  "
         f"train loss {record['train_loss']:.4f} acc {record['train_accuracy']:.4f}  "
         f"val loss {record['val_loss']:.4f} acc {record['val_accuracy']:.4f}  "
         f"{record['seconds']:.1f} s{'  best' if improved else ''}"

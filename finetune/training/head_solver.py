@@ -207,8 +207,9 @@ def solve(
 ) -> Solution:
     """The best head on features (N, features), one tensor per view; the first is the evaluation transform's.
 
-    The folds choose the strength, and whether the views after the first are used. With `l2`, or where no class has two
-    images to hold one out, all views and this strength (else the middle one) are used.
+    The folds choose the strength, and how many views are used: all, the first half, and so on to the first alone, since
+    each flip doubles them. With `l2`, or where no class has two images to hold one out, all views and this strength
+    (else the middle one) are used.
     """
     held_out = folds(labels.tolist(), seed).to(labels.device)  # (K, N)
     problem = Problem(views, labels, class_weights)
@@ -218,10 +219,11 @@ def solve(
         rough = problem.fit(everything, strength)[:, 0]
         return Solution([problem.as_fit(problem.exact(strength, rough), strength)], 0, len(views))
     solution = _path(problem, held_out)
-    if len(views) > 1:
-        best, first = solution.best, Problem(views[:1], labels, class_weights)
-        if first.score(first.fit(~held_out, best.l2), held_out).loss < best.folds.loss:
-            return _path(first, held_out)
+    while len(views) > 1:
+        views = views[: len(views) // 2]
+        best, fewer = solution.best, Problem(views, labels, class_weights)
+        if fewer.score(fewer.fit(~held_out, best.l2), held_out).loss < best.folds.loss:
+            solution = _path(fewer, held_out)
     return solution
 
 

@@ -5,9 +5,15 @@ import json
 import shutil
 import subprocess
 import sys
+from itertools import product
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from support import CLASSES, ROOT
+
+from finetune.models.architectures import FITS
 
 
 def test_evaluate_prints_the_scores_of_training(trained, call):
@@ -26,6 +32,36 @@ def test_evaluate_prints_the_scores_of_training(trained, call):
     assert code == 0
     assert "30 images of" in out
     assert all(name in out for name in (*CLASSES, "recall", "calibration error"))
+
+
+@pytest.mark.parametrize(("fit", "sees"), [("crop", False), ("squash", True), ("pad", True)])
+def test_every_command_makes_images_square_as_in_training(train, call, capsys, tmp_path, fit, sees):
+    random = np.random.default_rng(0)
+    for split, label, k in product(("train", "val"), range(2), range(8)):  # only the ends of wide images tell a class
+        pixels = random.integers(0, 60, (30, 90, 3))
+        pixels[:, [*range(30), *range(60, 90)], label * 2] += 190
+        folder = tmp_path / "data" / split / ("red", "blue")[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{k}.png")
+    solved = ("--recipe", "feature_extractor", "--solver", "auto", "--weights", "starter", "--image-size", "64")
+    code, output = train(*solved, "--fit", fit, "--no-hflip", data=tmp_path / "data")
+    assert code == 0
+    assert (f"64 × 64 pixels (--fit {fit})" in " ".join(capsys.readouterr().out.split())) == sees, "in the plan's title"
+    accuracy = json.loads((output / "summary.json").read_text())["best_val_accuracy"]
+    assert accuracy == 1 if sees else accuracy < 0.9
+    shutil.copytree(output / "model", tmp_path / "alone")  # without the run's settings
+    for run in (output, tmp_path / "alone"):
+        code, out, err = call("evaluate", run, "--data", tmp_path / "data", "--json", "--precision", "no")
+        assert code == 0, err
+        assert json.loads(out)["accuracy"] == accuracy
+        code, out, _ = call("predict", run, tmp_path / "data" / "val", "--json", "--precision", "no")
+        found = [json.loads(line) for line in out.splitlines()]
+        correct = [one["class"] == Path(one["path"]).parent.name for one in found]
+        assert np.mean(correct) == accuracy
+    code, _, err = call("export", output, "--format", "state-dict")
+    assert code == 0, err
+    assert json.loads((output / "export" / "model.pth.json").read_text())["preprocess"]["fit"] == fit
+    assert FITS[fit] in " ".join((output / "model" / "README.md").read_text().split())
 
 
 def test_a_test_split_without_one_of_the_classes_is_scored_and_the_plan_warns(

@@ -18,7 +18,7 @@ def split(image_folder):
 
 
 def samples(split, seed=0):
-    transform = training_transform(PREPROCESS, "basic", 0.08, hflip=True)
+    transform = training_transform(PREPROCESS, Images())
     return Samples(split, 3, transform, seed)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import finetune
 from finetune.config.settings import Net, Rate
-from finetune.features import head
+from finetune.features import feed, head
 from finetune.models import architectures, surgery
 from finetune.models.network import Network
 from finetune.reporting import records as run_records
@@ -166,6 +166,56 @@ def test_a_stop_while_heads_are_scored_cuts_no_path_short(train, monkeypatch, re
     assert len(metrics(whole)) >= 2
 
 
+def test_a_head_that_is_left_out_stays_as_it_was_solved(train, capsys):
+    solved = weights(train(*SOLVED)[1])
+    capsys.readouterr()
+    flags = ("--recipe", "finetune", *SOLVED, "--train-depths", "stem", "3", "--lr", "1e-2", "--epochs", "2")
+    code, output = train(*flags)
+    assert code == 0
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[-1] for line in shown if line[:2] == ["head", "fc"]] == ["solved"]
+    assert [set(record["lr"]) for record in metrics(output)] == [{"stem", "stage 3"}] * 3
+    newest = max((output / "checkpoints").iterdir())
+    last = load_file(newest / "model.safetensors") | load_file(newest / "frozen.safetensors")
+    for key in ("fc.weight", "fc.bias"):
+        torch.testing.assert_close(last[key], solved[key], rtol=1e-5, atol=1e-7)
+    assert not torch.equal(last["conv1.0.weight"], solved["conv1.0.weight"])
+    assert not torch.equal(last["stage4.0.branch1.2.weight"], solved["stage4.0.branch1.2.weight"])
+    assert torch.equal(last["stage3.0.branch1.2.weight"], solved["stage3.0.branch1.2.weight"])
+
+
+@pytest.mark.parametrize("when", ["before the head is solved", "after an epoch"])
+def test_a_run_without_the_head_is_resumed_to_the_byte(train, monkeypatch, when):
+    flags = ("--recipe", "finetune", *SOLVED, "--train-depths", "3", "--lr", "1e-2", "--schedule", "constant")
+    whole = train(*flags, "--epochs", "2", "--cache-gb", "0")[1]
+    if when == "after an epoch":
+        code, output = train(*flags, "--epochs", "1", "--cache-gb", "0")
+        assert code == 0
+    else:
+        original = feed.fixed_views
+
+        def stopped(*arguments):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return original(*arguments)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(feed, "fixed_views", stopped)
+            code, output = train(*flags, "--epochs", "2", "--cache-gb", "0")
+            assert code == 75
+    resumed = ("--epochs", "2", "--cache-gb", "0", "--resume", "--output", str(output))
+    assert train(*flags, *resumed)[0] == 0
+    assert metrics(output) == metrics(whole)
+    newest, expected = (max((folder / "checkpoints").iterdir()) for folder in (output, whole))
+    for name in ("frozen", "model", "best"):
+        assert (newest / f"{name}.safetensors").read_bytes() == (expected / f"{name}.safetensors").read_bytes(), name
+
+
+def test_a_new_head_that_is_neither_trained_nor_solved_is_a_mistake(train, capsys):
+    code, output = train("--recipe", "finetune", *SOLVED, "--train-depths", "3", "--head", "mlp")
+    assert (code, output.exists()) == (2, False)
+    assert "neither trained nor solved (the head is not linear (--head mlp)). Add head to" in capsys.readouterr().err
+
+
 # ---- when it is not solved -------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("flags", "reason"),
@@ -198,3 +248,18 @@ def test_the_plan_says_that_the_head_is_solved_and_on_what(train, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert "solved, then from the start" in shown
     assert "solved on 21 images, 1024 features each; L2 strength 0.1" in shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "views", "words"),
+    [
+        (("--vflip",), 4, "21 images, also mirrored, upside down and both,"),
+        (("--vflip", "--no-hflip"), 2, "21 images, also upside down,"),
+        (("--vflip", "--augment", "none"), 1, "21 images, 1024"),
+    ],
+)
+def test_a_flip_that_augmentation_makes_is_a_view_of_the_solved_head(train, capsys, flags, views, words):
+    code, output = train(*SOLVED, *flags, "--l2", "0.1")  # with a given strength, all views are used
+    assert code == 0
+    assert f"solved on {words}" in " ".join(capsys.readouterr().out.split())
+    assert metrics(output)[0]["views"] == views

@@ -1,5 +1,8 @@
 """The evaluation transform takes images of any kind."""
 
+from dataclasses import replace
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
@@ -32,6 +35,14 @@ def test_paths_pil_images_arrays_and_tensors_give_the_same(image):
     assert all(torch.equal(view, whole[0]) for view in whole[1:])
     assert torch.equal(make_transform(RGB)(image), whole[:1])
     torch.testing.assert_close(make_transform(RGB)(x / 255), whole[:1], rtol=0, atol=0.02)  # resized before rounding
+
+
+def test_an_image_becomes_square_as_the_model_was_trained(image):
+    views = [make_transform(replace(RGB, fit=fit))(image) for fit in ("crop", "squash", "pad")]
+    assert {view.shape for view in views} == {(1, 3, 32, 32)}
+    border = torch.cat([views[2][..., :2], views[2][..., -3:]], 3)  # of 48 × 40, 26 columns are left
+    assert border.abs().max() < 0.01
+    assert not any(torch.equal(one, other) for one, other in combinations(views, 2))
 
 
 def test_channels_are_converted(image):

@@ -1,6 +1,7 @@
 """model.json is read as it was written, and a damaged or hostile one is refused before anything is built."""
 
 import json
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -31,13 +32,21 @@ def test_what_was_written_is_read(folder):
     assert known.score == {"epoch": 2, "val_accuracy": 0.5, "val_loss": 0.7}
 
 
+def test_a_fit_is_read_as_it_was_written_and_a_file_of_the_first_format_means_crop(tmp_path):
+    padded = replace(PREPROCESS, fit="pad")
+    metadata.write(tmp_path, metadata.of_run(NET, ["bee", "ant"], padded, RECORD))
+    assert metadata.read(tmp_path).preprocess == padded
+    edit(tmp_path, format=1, preprocess={name: value for name, value in asdict(padded).items() if name != "fit"})
+    assert metadata.read(tmp_path).preprocess == PREPROCESS
+
+
 TRANSFORM = {"resize": 32, "crop": 32, "interpolation": "bilinear", "mean": [0] * 3, "std": [1] * 3}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "written by a newer version (format 2"),
+        ({"format": 3}, "written by a newer version (format 3"),
         ({"format": "1"}, "no format number"),
         ({"classes": ["a"] * 3}, "classes must be different names"),
         ({"classes": ["a"]}, "two or more"),
@@ -61,6 +70,8 @@ TRANSFORM = {"resize": 32, "crop": 32, "interpolation": "bilinear", "mean": [0] 
         ({"preprocess": TRANSFORM | {"std": [1, 0, 1]}}, "std must be above 0"),
         ({"preprocess": TRANSFORM | {"std": [1, float("nan"), 1]}}, "std"),
         ({"preprocess": TRANSFORM | {"interpolation": "lanczos"}}, "interpolation is unknown"),
+        ({"preprocess": TRANSFORM | {"fit": "stretch"}}, "fit must be one of crop, squash, pad"),
+        ({"preprocess": TRANSFORM | {"fit": ["pad"]}}, "fit must be one of"),
         ({"preprocess": {"crop": 32}}, "damaged"),
         ({"preprocess": 3}, "damaged"),
     ],

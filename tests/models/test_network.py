@@ -1,16 +1,18 @@
 """The network of a run: what each epoch trains, and what is known of it before the run."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from support import write_model
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from finetune import recipes
 from finetune.config.settings import Net, Rate, Recipe
-from finetune.models import network, surgery, weights
+from finetune.models import metadata, network, surgery, weights
 from finetune.models.architectures import find, preprocess
 from finetune.models.network import BATCHNORM, Network
 
@@ -50,6 +52,10 @@ def test_parameters_that_belong_to_no_smaller_module_follow_their_depth():
         net.set_phase(epoch=0)
         frozen = {name for name, parameter in net.model.named_parameters() if not parameter.requires_grad}
         assert frozen == (set() if stem_rate else stem) == net.frozen_keys()
+
+
+def test_a_heads_keys_are_never_frozen_since_it_may_be_solved():
+    assert not [key for key in empty([Rate(1.0)] * 5 + [None]).frozen_keys() if key.startswith("fc.")]
 
 
 def test_frozen_keys_are_parameters_and_buffers_of_depths_that_are_never_trained():
@@ -138,6 +144,27 @@ def test_training_leaves_kept_statistics_as_they_were_to_the_bit(train, capsys):
     assert not all(torch.equal(state[f"{norm}.weight"], pretrained[f"{norm}.weight"]) for norm in norms)
 
 
+@pytest.mark.parametrize("batchnorm", ["keep", "train"])
+def test_a_frozen_depth_between_trained_ones_keeps_every_bit(train, batchnorm):
+    flags = ("--recipe", "finetune", "--train-depths", "stem", "3", "head", "--batchnorm", batchnorm)
+    code, output = train(*flags, "--weights", "starter", "--lr", "1e-2", "--ema", "0.5")
+    assert code == 0
+    state, pretrained = (
+        load_file(output / "model" / "model.safetensors"),
+        weights.read("shufflenet_v2_x0_5", "starter")[0],
+    )
+    trained, seen = ("conv1.", "stage4.", "fc."), 0
+    for key, value in state.items():
+        if not key.startswith(trained):
+            assert torch.equal(value, pretrained[key]), key
+            seen += 1
+        elif key.endswith("running_mean"):
+            assert torch.equal(value, pretrained[key]) == (batchnorm == "keep"), key
+        elif key.endswith("weight") and not key.startswith("fc."):
+            assert not torch.equal(value, pretrained[key]), key
+    assert seen > 100
+
+
 def test_weight_decay_spares_vectors_and_what_the_architecture_names():
     net = empty([Rate(1.0)] * 14, model="vit_b_16")
     spared = {name for name, _ in net.model.named_parameters() if net.no_decay(name)}
@@ -166,6 +193,19 @@ def test_a_recipes_network_starts_in_its_first_phase_and_from_the_seeds_weights(
     }
     state = other.model.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in one.model.state_dict().items())
+
+
+def test_a_fit_replaces_that_of_the_weights_which_is_kept_without_one(tmp_path):
+    _, preprocess = write_model(tmp_path)
+    known = metadata.read(tmp_path)
+    metadata.write(tmp_path, replace(known, preprocess=replace(preprocess, fit="squash")))
+    for weights_from, fit, expected in (
+        ("none", None, "crop"), ("none", "pad", "pad"), (tmp_path, None, "squash"), (tmp_path, "crop", "crop")
+    ):  # fmt: skip
+        recipe = recipes.from_settings("finetune", {"weights": weights_from, "model": "shufflenet_v2_x0_5", "fit": fit})
+        assert network.build(recipe, 3).preprocess.fit == expected
+        restored = replace(preprocess, fit="pad")
+        assert network.build(recipe, 3, restored=restored).preprocess == restored
 
 
 def test_a_network_for_a_checkpoint_has_its_transform_and_reads_no_weights():

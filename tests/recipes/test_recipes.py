@@ -24,6 +24,41 @@ def test_a_recipe_that_trains_nothing_is_a_mistake(monkeypatch):
         rates("finetune")
 
 
+# ---- --train-depths --------------------------------------------------------------------------------------------------
+def test_depths_that_are_not_named_are_frozen_and_the_others_keep_their_rates():
+    whole = rates("finetune")
+    for given, kept in (
+        (["stem", "3", "head"], {0, 3, 4}),
+        (["stage 2"], {2}),
+        (("head",), {4}),
+        (["stem", "1", "2", "3", "head"], set(range(5))),
+    ):
+        expected = [rate if depth in kept else None for depth, rate in enumerate(whole)]
+        assert rates("finetune", train_depths=given) == expected
+
+
+def test_the_earliest_of_the_named_depths_starts_at_once():
+    found = rates("gradual_unfreeze", train_depths=["1", "2"], unfreeze_every=2, decay=0.5)
+    assert found == [None, Rate(0.125, 2), Rate(0.25, 0), None, None]
+    assert rates("linear_then_finetune", train_depths=["2"], body_scale=0.1) == [None, None, Rate(0.1), None, None]
+    assert rates("linear_then_finetune", train_depths=["2", "head"], head_epochs=3)[2].start == 3
+
+
+@pytest.mark.parametrize(
+    ("recipe", "given", "message"),
+    [
+        ("finetune", ["4", "head"], "--train-depths 4 head: shufflenet_v2_x0_5 has no depth 4. finetune trains stem, "),
+        ("finetune", [], "--train-depths: name at least one depth. finetune trains stem, 1, 2, 3, head."),
+        ("last_layers", ["1", "head"], "last_layers keeps 1 frozen. last_layers trains 3, head."),
+        ("feature_extractor", ["stem"], "feature_extractor keeps stem frozen. feature_extractor trains head."),
+    ],
+)
+def test_a_name_of_no_depth_that_the_recipe_trains_is_a_mistake_that_lists_them(recipe, given, message):
+    with pytest.raises(UserError) as caught:
+        rates(recipe, train_depths=given)
+    assert message in str(caught.value)
+
+
 # ---- each recipe -----------------------------------------------------------------------------------------------------
 def test_every_recipe_answers_for_every_depth():
     assert {"feature_extractor", "finetune"} <= set(recipes.NAMES)

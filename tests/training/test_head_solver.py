@@ -84,6 +84,15 @@ def test_another_view_is_used_where_it_helps_on_held_out_images(helps):
     assert solve([x, other], labels, torch.ones(3), seed=0).views == (2 if helps else 1)
 
 
+@pytest.mark.parametrize(("helpful", "used"), [(1, 1), (2, 2), (4, 4)])
+def test_of_two_flips_those_are_used_that_help_on_held_out_images(helpful, used):
+    x, labels = problem(images=4 * 90, noise=3.0, features=60)
+    views = list(x.split(90))  # each view has further values of the same classes
+    generator = torch.Generator().manual_seed(0)
+    views[helpful:] = [view[torch.randperm(90, generator=generator)] for view in views[helpful:]]  # of other classes
+    assert solve(views, labels[:90], torch.ones(3), seed=0).views == used
+
+
 def test_a_given_strength_is_fitted_once_without_folds():
     x, labels = problem()
     solution = solve([x, x], labels, torch.ones(3), seed=0, l2=0.02)
