@@ -24,16 +24,17 @@ SETTINGS = Recipe(
     recipe="finetune",
     images=Images(crop_scale=0.35),
     training=Training(
+        epochs=15,
         batch_size=16,
         optimizer="adamw",
-        lr=1e-3,
+        lr=5e-4,
         schedule="cosine",
-        warmup=0.1,
+        warmup=0.3,
         clip_norm=1.0,
         weight_decay=0.05,
-        label_smoothing=0.1,
+        ema=0.99,
     ),
-    depths=Depths(decay=0.6),
+    depths=Depths(decay=0.7),
 )
 
 

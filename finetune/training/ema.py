@@ -14,10 +14,14 @@ def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
     """
     assert not any("forward" in vars(module) for module in model.modules()), "made after dropout was patched"
 
-    def average(averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
-        get_ema_multi_avg_fn(decay_after(int(steps), decay))(averaged, current, steps)
+    def follow(averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
+        if averaged[0].is_floating_point():  # torch gives the tensors of one type at a time
+            get_ema_multi_avg_fn(decay_after(int(steps), decay))(averaged, current, steps)
+        else:  # BatchNorm counts its batches: an average of equal integers would be rounded down
+            for own, value in zip(averaged, current, strict=True):
+                own.copy_(value)
 
-    return AveragedModel(model, multi_avg_fn=average, use_buffers=True) if decay else None
+    return AveragedModel(model, multi_avg_fn=follow, use_buffers=True) if decay else None
 
 
 def decay_after(steps: int, decay: float) -> float:

@@ -10,7 +10,8 @@ from finetune.training import dropout, ema
 def test_the_moving_average_is_what_is_saved(train):
     flags = ("--recipe", "finetune", "--lr", "1e-2", "--warmup", "0", "--batch-size", "11")
     fast, slow = (
-        load_file(train(*flags, *average)[1] / "model" / "model.safetensors") for average in ((), ("--ema", "0.99"))
+        load_file(train(*flags, *average)[1] / "model" / "model.safetensors")
+        for average in (("--ema", "0"), ("--ema", "0.99"))
     )
     assert slow.keys() == fast.keys()
     # Adam's first step is lr everywhere, and the average begins there; it lags behind the three steps that follow.
@@ -27,6 +28,15 @@ def test_the_average_follows_closely_at_first_and_reaches_its_decay():
         expected = step if expected is None else expected + weight * (step - expected)
         assert average.module.weight.item() == pytest.approx(expected, rel=1e-5)
     assert [round(ema.decay_after(step, 0.8), 3) for step in (1, 2, 10, 11)] == [0.37, 0.519, 0.798, 0.8]
+
+
+def test_counts_are_copied_and_not_averaged():
+    model = nn.BatchNorm1d(2)
+    model.num_batches_tracked.fill_(3519)
+    average = ema.make_average(model, decay=0.99)
+    for _ in range(9):
+        ema.update(average, model)
+    assert average.module.num_batches_tracked.item() == 3519
 
 
 def test_the_average_is_made_before_dropout_is_patched():
