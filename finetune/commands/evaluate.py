@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from finetune.commands import RunArgument
+from finetune.commands.predict import check_abstain
 from finetune.config.command_line import parse
 from finetune.errors import UserError, listed
 
@@ -38,6 +39,8 @@ class Options:
     """auto: val; all, for a --data folder without splits."""
     some_classes: bool = False
     """The images may lack some of the model's classes."""
+    abstain: float = 0.0
+    """Also give the accuracy on the images whose highest probability is at least this, and their share. 0: neither."""
     tta: bool = False
     """Test-time augmentation: the mean of an image's and its mirror image's probabilities."""
     json: bool = False
@@ -59,6 +62,7 @@ def main(arguments: list[str]) -> int:
     options = parse(Options, "python -m finetune evaluate", arguments)
     if options.batch_size < 1 or options.workers < -1:
         raise UserError("--batch-size must be at least 1, --workers a number of processes or -1.")
+    check_abstain(options.abstain)
     output = options.output.expanduser() if options.output else None
     if output and output.exists():
         raise UserError(f"--output {output} exists already. Name a new folder, or delete it.")
@@ -76,6 +80,8 @@ def main(arguments: list[str]) -> int:
         return 0
     about = {"run": str(options.run), "data": images.data, "split": name, "tta": options.tta}
     metrics = {**about, **measure(scores, predictor.metadata.classes, names_of(split))}
+    if options.abstain:
+        metrics["abstain"] = {"below": options.abstain, **coverage(scores, options.abstain)}
     if options.json:
         print(json.dumps(metrics, ensure_ascii=False))
     else:
@@ -180,6 +186,16 @@ def measure(scores: Scores, classes: list[str], names: list[str]) -> dict[str, A
     }
 
 
+def coverage(scores: Scores, below: float) -> dict[str, float | None]:
+    """The share of images whose highest probability is not below this, and the accuracy on them; None for no image."""
+    kept = scores.probabilities[:, 0] >= below  # (N,)
+    correct = (scores.predictions[:, 0] == scores.labels)[kept]
+    return {
+        "coverage": kept.double().mean().item(),
+        "accuracy": correct.double().mean().item() if len(correct) else None,
+    }
+
+
 def show(metrics: dict[str, Any], skipped: int, console: Console) -> None:
     """Print the metrics as tables."""
     from rich.table import Table
@@ -191,6 +207,11 @@ def show(metrics: dict[str, Any], skipped: int, console: Console) -> None:
         f"accuracy {metrics['accuracy']:.4f} (95 % interval {low:.3f} to {high:.3f})  top-5 {metrics['top5']:.4f}  "
         f"loss {metrics['loss']:.4f}  calibration error {metrics['calibration_error']:.4f}\n"
     )
+    if found := metrics.get("abstain"):
+        accuracy = "none" if found["accuracy"] is None else f"accuracy {found['accuracy']:.4f}"
+        console.print(
+            f"probability {found['below']:g} or more: {found['coverage']:.1%} of the images, {accuracy} on them\n"
+        )
     rows = metrics["classes"]
     many = len(rows) > 2 * SHOWN
     rows = sorted((row for row in rows if row["images"]), key=lambda row: row["f1"])[:SHOWN] if many else rows

@@ -39,6 +39,9 @@ class Options:
     """Comma-separated values with a header."""
     grid: Path | None = None
     """Also draw the first images with their predictions: a new .png file."""
+    abstain: float = 0.0
+    """Give no class to an image whose highest probability is below this. --json: class is null and abstained true;
+    --csv: a column abstained. The probabilities stay. 0: always give one."""
     tta: bool = False
     """Test-time augmentation: the mean of an image's and its mirror image's probabilities."""
     batch_size: int = 16
@@ -57,6 +60,7 @@ def main(arguments: list[str]) -> int:
     options = parse(Options, "python -m finetune predict", arguments)
     if options.topk < 1 or options.batch_size < 1:
         raise UserError("--topk and --batch-size must be at least 1.")
+    check_abstain(options.abstain)
     if options.json and options.csv:
         raise UserError("--json or --csv: choose one.")
     grid = new_file("--grid", options.grid)
@@ -72,7 +76,10 @@ def main(arguments: list[str]) -> int:
     hidden = not bar.is_terminal or sys.stdout.isatty()  # rows in the terminal show the progress
     predictions = predict(predictor, paths, options.topk, options.batch_size, options.workers)
     tracked = track(predictions, "images", len(paths), console=bar, transient=True, disable=hidden)
-    first, bad = write(tracked, predictor.metadata.classes, options)
+    first, bad, abstained = write(tracked, predictor.metadata.classes, options)
+    if options.abstain:
+        count = f"{abstained} of {len(paths)} images"
+        print(f"No class for {count}: their highest probability is below {options.abstain:g}.", file=sys.stderr)
     if grid:
         from finetune.reporting import image_grids
 
@@ -80,6 +87,12 @@ def main(arguments: list[str]) -> int:
     if bad:
         raise UserError(f"{bad} of {len(paths)} images could not be read; their rows say why.")
     return 0
+
+
+def check_abstain(below: float) -> None:
+    """Raise `UserError` for an `--abstain` that is no probability."""
+    if not 0 <= below <= 1:
+        raise UserError(f"--abstain {below:g}: give a probability, from 0 to 1.")
 
 
 def find(words: Iterable[str]) -> list[str]:
@@ -110,28 +123,36 @@ def find(words: Iterable[str]) -> list[str]:
     return paths
 
 
-def write(predictions: Iterable[Prediction], classes: list[str], options: Options) -> tuple[list[Prediction], int]:
-    """Print each prediction; the first ones, for the grid, and the number of images that do not decode."""
-    first, bad = [], 0
+def write(predictions: Iterable[Prediction], classes: list[str], options: Options) -> tuple[list[Prediction], int, int]:
+    """Print each prediction.
+
+    Returns the first ones, for the grid, and the numbers of images that do not decode and that get no class.
+    """
+    first, bad, abstained = [], 0, 0
     count = min(options.topk, len(classes))
     columns = [f"{name}_{k}" for k in range(1, count + 1) for name in ("class", "probability")]
     table = csv.writer(sys.stdout, lineterminator="\n") if options.csv else None
     if table:
-        table.writerow(["path", "error", *columns])
+        table.writerow(["path", "error", *(["abstained"] if options.abstain else []), *columns])
     for prediction in predictions:
         bad += bool(prediction.error)
         if options.grid and len(first) < GRID and not prediction.error:
             first.append(prediction)
         top = [(classes[k], probability) for k, probability in prediction.top]
+        unsure = bool(top) and top[0][1] < options.abstain
+        abstained += unsure
         if table:
-            table.writerow([prediction.path, prediction.error, *(value for pair in top for value in pair)])
+            mark = [str(unsure).lower()] if options.abstain else []
+            table.writerow([prediction.path, prediction.error, *mark, *(value for pair in top for value in pair)])
         elif options.json:
-            print(json.dumps(as_object(prediction, top), ensure_ascii=False))
+            found = as_object(prediction, top)
+            found |= {"class": None, "abstained": True} if unsure else {}
+            print(json.dumps(found, ensure_ascii=False))
         else:
             shown = "  ".join(f"{name} {probability:.1%}" for name, probability in top)
-            print(f"{prediction.path}  {shown or 'ERROR ' + prediction.error}")
+            print(f"{prediction.path}  {'abstains  ' * unsure}{shown or 'ERROR ' + prediction.error}")
         sys.stdout.flush()
-    return first, bad
+    return first, bad, abstained
 
 
 def as_object(prediction: Prediction, top: list[tuple[str, float]]) -> dict[str, Any]:

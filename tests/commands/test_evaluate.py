@@ -85,6 +85,20 @@ def test_a_test_split_without_one_of_the_classes_is_scored_and_the_plan_warns(
     assert "NaN" not in out
 
 
+def test_the_accuracy_of_sure_predictions_and_their_share(trained, call):
+    whole = json.loads(call("evaluate", trained / "slow", "--json")[1])
+    assert "abstain" not in whole
+    limit = sorted(row["probability"] for row in whole["errors"])[-1]  # of the surest error
+    found = json.loads(call("evaluate", trained / "slow", "--json", "--abstain", repr(limit + 1e-4))[1])["abstain"]
+    assert found["accuracy"] in (None, 1.0)
+    assert found["coverage"] <= whole["accuracy"]
+    everything = json.loads(call("evaluate", trained / "slow", "--json", "--abstain", "0.1")[1])["abstain"]
+    assert everything == {"below": 0.1, "coverage": 1.0, "accuracy": pytest.approx(whole["accuracy"])}
+    code, out, _ = call("evaluate", trained / "slow", "--abstain", "1")
+    assert code == 0
+    assert "probability 1 or more: 0.0% of the images, none on them" in " ".join(out.split())
+
+
 def test_classes_are_matched_by_name(trained, call, image_folder, tmp_path):
     """A folder with other classes before the model's, or some of them only."""
     for name in ("blue", "red"):

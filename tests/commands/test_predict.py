@@ -56,6 +56,29 @@ def test_the_row_of_a_bad_image_has_its_error_and_the_others_are_classified(trai
     assert [bool(row["error"]) for row in csv.DictReader(io.StringIO(out))] == [True, False]
 
 
+def test_an_unsure_prediction_has_no_class(trained, call, image_folder):
+    folder = image_folder / "val"
+    rows = [json.loads(line) for line in call("predict", trained / "fast", folder, "--json")[1].splitlines()]
+    limit = sorted(row["probability"] for row in rows)[4]  # four of nine are below it
+    texts = {}
+    for form in ((), ("--json",), ("--csv",)):
+        code, texts[form], err = call("predict", trained / "fast", folder, "--abstain", repr(limit), *form)
+        assert code == 0
+        assert f"No class for 4 of 9 images: their highest probability is below {limit:g}." in err
+    seen = 0
+    lines, table = texts[()].splitlines(), csv.DictReader(io.StringIO(texts["--csv",]))
+    for row, line, text, cells in zip(rows, lines, texts["--json",].splitlines(), table, strict=True):
+        found, unsure = json.loads(text), row["probability"] < limit
+        assert found == (row | {"class": None, "abstained": True} if unsure else row)
+        assert ("  abstains  " in line) == unsure
+        assert cells["abstained"] == str(unsure).lower()
+        seen += 1
+    assert seen == 9
+    code, _, err = call("predict", trained / "fast", folder, "--abstain", "1.5")
+    assert code == 2
+    assert "--abstain 1.5: give a probability" in err
+
+
 def test_a_run_in_fp16_predicts_on_a_cpu_in_its_best_precision(trained, call, image_folder, tmp_path):
     run = shutil.copytree(trained / "fast", tmp_path / "half")
     config = json.loads((run / "config.json").read_text())
