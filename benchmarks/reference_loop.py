@@ -41,6 +41,43 @@ def build(name: str, weights: Path | None, classes: int, recipe: str) -> nn.Modu
     return model
 
 
+def fit(
+    model: nn.Module,
+    loaders: dict[str, torch.utils.data.DataLoader],
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    epochs: int,
+    amp: bool = False,
+) -> float:
+    """Train a network and leave it with the weights of its best epoch; the best validation accuracy."""
+    device = next(model.parameters()).device
+    criterion = nn.CrossEntropyLoss()
+    best, best_weights = 0.0, copy.deepcopy(model.state_dict())
+    for epoch in range(epochs):
+        for split in ("train", "val"):
+            model.train(split == "train")
+            total, correct, count = 0.0, 0, len(loaders[split].dataset)
+            for images, labels in loaders[split]:
+                images, labels = images.to(device), labels.to(device)
+                optimizer.zero_grad()
+                with torch.set_grad_enabled(split == "train"), torch.autocast(device.type, enabled=amp):
+                    outputs = model(images)
+                    loss = criterion(outputs, labels)
+                if split == "train":
+                    loss.backward()
+                    optimizer.step()
+                total += loss.item() * len(images)
+                correct += (outputs.argmax(1) == labels).sum().item()
+            if split == "train":
+                schedule.step()
+            accuracy = correct / count
+            print(f"epoch {epoch + 1} {split} loss {total / count:.4f} accuracy {accuracy:.4f}", flush=True)
+            if split == "val" and accuracy > best:
+                best, best_weights = accuracy, copy.deepcopy(model.state_dict())
+    model.load_state_dict(best_weights)
+    return best
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a folder with train/ and val/")
@@ -60,40 +97,16 @@ def main() -> None:
         "train": [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()],
         "val": [transforms.Resize(256), transforms.CenterCrop(224)],
     }
-    sets, loaders = {}, {}
+    loaders = {}
     for split, first in steps.items():
         transform = transforms.Compose([*first, transforms.ToTensor(), normalise])
-        sets[split] = datasets.ImageFolder(given.data / split, transform)
-        loaders[split] = torch.utils.data.DataLoader(
-            sets[split], given.batch_size, shuffle=True, num_workers=given.workers
-        )
-    model = build(given.model, given.weights, len(sets["train"].classes), given.recipe).to(device)
-    criterion = nn.CrossEntropyLoss()
+        images = datasets.ImageFolder(given.data / split, transform)
+        loaders[split] = torch.utils.data.DataLoader(images, given.batch_size, shuffle=True, num_workers=given.workers)
+    model = build(given.model, given.weights, len(loaders["train"].dataset.classes), given.recipe).to(device)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3, momentum=0.9)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=5, gamma=0.1)
-    best, best_weights, began = 0.0, copy.deepcopy(model.state_dict()), time.perf_counter()
-    for epoch in range(given.epochs):
-        for split in ("train", "val"):
-            model.train(split == "train")
-            total, correct = 0.0, 0
-            for images, labels in loaders[split]:
-                images, labels = images.to(device), labels.to(device)
-                optimizer.zero_grad()
-                with torch.set_grad_enabled(split == "train"), torch.autocast(device.type, enabled=given.amp):
-                    outputs = model(images)
-                    loss = criterion(outputs, labels)
-                if split == "train":
-                    loss.backward()
-                    optimizer.step()
-                total += loss.item() * len(images)
-                correct += (outputs.argmax(1) == labels).sum().item()
-            if split == "train":
-                schedule.step()
-            accuracy = correct / len(sets[split])
-            print(f"epoch {epoch + 1} {split} loss {total / len(sets[split]):.4f} accuracy {accuracy:.4f}", flush=True)
-            if split == "val" and accuracy > best:
-                best, best_weights = accuracy, copy.deepcopy(model.state_dict())
-    model.load_state_dict(best_weights)
+    began = time.perf_counter()
+    best = fit(model, loaders, optimizer, schedule, given.epochs, given.amp)
     print(f"best {best:.4f} seconds {time.perf_counter() - began:.1f}")
 
 
