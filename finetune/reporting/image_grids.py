@@ -81,7 +81,7 @@ def _spread(labels: list[int], count: int) -> list[int]:
 
 def predictions(path: Path, samples: Samples, scores: Scores, classes: list[str]) -> None:
     """A grid of validation images, "predicted | true"; wrong predictions are framed."""
-    _scored(path, samples, scores, classes, _spread(samples.split.labels, 20), "Validation: predicted | true")
+    _scored(path, samples, scores, classes, _spread(samples.split.labels, 25), "Validation: predicted | true")
 
 
 def top_losses(path: Path, samples: Samples, scores: Scores, classes: list[str]) -> None:
