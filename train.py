@@ -14,7 +14,7 @@ from finetune import recipes
 from finetune.config.bounds import period
 from finetune.data import readers
 from finetune.errors import STOPPED
-from finetune.reporting import run_folder
+from finetune.reporting import cross_validation, run_folder
 from finetune.runtime import entry, launcher
 from finetune.training.state import State, Stopwatch
 
@@ -25,6 +25,8 @@ def main(arguments: list[str]) -> int:
     clock = Stopwatch()
     launcher.end_with_parent()
     recipe = recipes.from_command_line(arguments)
+    if recipe.images.folds and not recipe.images.fold and not recipe.run.plan:
+        return cross_validation.run(recipe, arguments, main)
     training, run = recipe.training, recipe.run
     output = run_folder.choose(recipe)
     imageset = readers.read(recipe.images, recipe.net.in_channels, run.seed)
@@ -176,7 +178,7 @@ def main(arguments: list[str]) -> int:
 
     if main_process:
         summary = records.summary(state, epochs, scores, calibrated, temperature, loaders, accelerator)
-        results.write(output, summary, calibrated["val"], loaders, classes, console)
+        results.write(output, summary, calibrated, loaders, classes, console)
         tracker.log_end(state.step, output, summary, calibrated["val"], loaders["val"].dataset, classes)
         console.print(terminal.ending(summary, output, training), soft_wrap=True)
     checkpoints.finish()

@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> int:
     if not predictor.accelerator.is_main_process:
         return 0
     about = {"run": str(options.run), "data": images.data, "split": name, "tta": options.tta}
-    metrics = {**about, **measure(scores, predictor.metadata.classes, names_of(split))}
+    metrics = {**about, **measure(scores, predictor.metadata.classes, split.names())}
     if options.abstain:
         metrics["abstain"] = {"below": options.abstain, **coverage(scores, options.abstain)}
     if options.json:
@@ -100,6 +100,7 @@ def read(predictor: Predictor, options: Options) -> tuple[Images, ImageSet]:
     images = predictor.recipe.images
     skip = options.skip_bad_images or images.skip_bad_images
     images = replace(images, data=options.data or images.data, skip_bad_images=skip)
+    images = replace(images, folds=None, fold=None) if options.data else images
     return images, readers.read(images, predictor.metadata.net.in_channels, predictor.recipe.run.seed)
 
 
@@ -153,14 +154,6 @@ def score(predictor: Predictor, split: Split, batch_size: int, workers: int) -> 
     loader = make_loaders({"val": split}, predictor.metadata.preprocess, recipe, accelerator)["val"]
     feed = Feed(predictor.model, loader, predictor.metadata.preprocess)
     return evaluate(feed, accelerator, recipe.run.channels_last, fill=batch_size)
-
-
-def names_of(split: Split) -> list[str]:
-    """A name for each image: its path, or its position in an array or a torchvision set."""
-    items = split.items
-    if isinstance(items, list) and all(isinstance(item, str) for item in items):
-        return items
-    return [f"#{k}" for k in range(len(split.labels))]
 
 
 def measure(scores: Scores, classes: list[str], names: list[str]) -> dict[str, Any]:

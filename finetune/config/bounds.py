@@ -40,6 +40,7 @@ def resolve(recipe: Recipe) -> Recipe:
         raise UserError(
             f"--augment {images.augment} needs 1 or 3 channels, not {net.in_channels}. Use --augment basic or none."
         )
+    _check_folds(recipe)
     period(run.checkpoint_every)
     named = net.weights in ("default", "starter", "none")
     if not (named or run.resume or Path(net.weights).expanduser().exists()):  # a checkpoint holds its own
@@ -48,6 +49,17 @@ def resolve(recipe: Recipe) -> Recipe:
     if run.lr_find:  # no training, so nothing for a tracker
         run = replace(run, tracker="none")
     return replace(recipe, net=net, run=run)
+
+
+def _check_folds(recipe: Recipe) -> None:
+    """Raise `UserError` for a fold that there is not, and for modes that need one fold."""
+    images, run = recipe.images, recipe.run
+    if images.fold and images.fold > (images.folds or 0):
+        folds = f"--folds {images.folds} has" if images.folds else "without --folds there are"
+        raise UserError(f"--fold {images.fold}: {folds} no such fold.")
+    for flag, given in (("--preview", run.preview), ("--lr-find", run.lr_find)):
+        if given and images.folds and not images.fold:
+            raise UserError(f"{flag} is for one run, and --folds {images.folds} are several. Add --fold 1, for one.")
 
 
 def period(every: str) -> tuple[float, float]:

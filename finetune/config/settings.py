@@ -86,7 +86,12 @@ class Images:
     )
     """Folder of the datasets that are given by name."""
     val_fraction: Annotated[float, Bounds(above=0, below=1)] = 0.2
-    """Fraction of each class held out for validation, where the data has no validation split."""
+    """Fraction of each class held out for validation, where the data has no validation split, and in each fold."""
+    folds: Annotated[int, Bounds(at_least=2)] | None = None
+    """Cross-validation: split the training and validation images into this many stratified folds, and train a run for
+    each, which is tested on its fold and trained and validated on the rest. None: one run."""
+    fold: PositiveInt | None = None
+    """Train the run of this fold of --folds alone. None: all of them."""
     fit: Literal["crop", "squash", "pad"] | None = None
     """How images become square. crop: resize the short side, crop the centre. squash: resize both sides, whatever the
     aspect ratio. pad: resize the long side, pad with the mean colour. It holds in training and is part of the model.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from torch import Tensor
 from finetune.data import tensor_cache
 from finetune.data.dataset import Samples
 from finetune.data.decode import load
-from finetune.data.types import Split
 from finetune.runtime import cpu, devices
 
 FORMAT = 2  # raise it when a change alters what is stored
@@ -88,7 +88,7 @@ def use(
     held = tensor_cache.read(pixels), tensor_cache.read(shapes)
     if devices.anywhere(accelerator, any(part is None for part in held)):
         return failure or "another process could not write them, or another run deleted them"
-    samples.split = Split(Decoded(items, *held), samples.split.labels)
+    samples.split = replace(samples.split, items=Decoded(items, *held))
     return ""
 
 

@@ -103,12 +103,15 @@ def make_loaders(
 
 
 def fixed_views(loader: DataLoader, preprocess: Preprocess, hflip: bool, vflip: bool) -> list[DataLoader]:
-    """Loaders of a loader's images under the evaluation transform, and flipped in each way that is asked for."""
+    """Loaders of a loader's images under the evaluation transform, and flipped in each way that is asked for.
+
+    In a cross-validation the images are those of the whole pool, so that what is computed of them serves every fold.
+    """
     samples, found = loader.dataset, []
     for transform in flipped_transforms(preprocess, hflip, vflip):
         found.append(
             DataLoader(
-                Samples(samples.split, samples.channels, transform, samples.seed),
+                Samples(samples.split.whole, samples.channels, transform, samples.seed),
                 num_workers=loader.num_workers,
                 pin_memory=loader.pin_memory,
                 worker_init_fn=loader.worker_init_fn,

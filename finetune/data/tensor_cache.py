@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from finetune.data.types import Subset
+from finetune.data.types import Joined, Subset
 from finetune.runtime import files
 
 SUFFIX = ".safetensors"
@@ -46,12 +46,15 @@ def fingerprint(items: Sequence[Any]) -> str:
     """A digest that identifies the images of a split, in their order.
 
     It covers, for files: path, size and time of modification; for arrays: the same of a memory-mapped file, else every
-    byte; for a subset: the whole set and the positions; for a torchvision set: its description and its files.
+    byte; for a subset: the whole set and the positions; for joined sets: each of them; for a torchvision set: its
+    description and its files.
     """
     found = blake2b(digest_size=16)
     items = getattr(items, "origin", items)  # decoded copies count as their files
     items = getattr(items, "dataset", items)  # the images of a torchvision dataset
-    if isinstance(items, Subset):
+    if isinstance(items, Joined):
+        found.update("".join(map(fingerprint, items.parts)).encode())
+    elif isinstance(items, Subset):
         found.update(fingerprint(items.items).encode() + np.asarray(items.positions, dtype=np.int64).tobytes())
     elif isinstance(items, np.memmap):
         found.update(f"{items.shape} {items.dtype} {items.offset} {_file(items.filename)}".encode())

@@ -6,7 +6,7 @@ import hashlib
 import os
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,23 @@ class Subset(Sequence):
         return self.items[self.positions[k]]
 
 
+class Joined(Sequence):
+    """The items of several sequences, one after the other; nothing is copied."""
+
+    def __init__(self, parts: Sequence[Sequence[Any]]) -> None:
+        self.parts = parts
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __getitem__(self, k: int) -> Any:
+        for part in self.parts:
+            if k < len(part):
+                return part[k]
+            k -= len(part)
+        raise IndexError
+
+
 @dataclass(frozen=True)
 class Split:
     """One split: N images in any form that `decode.load` takes, and the label of each."""
@@ -36,12 +53,31 @@ class Split:
     """N file paths, an array (N, …), or the images of a torchvision dataset."""
     labels: list[int]
     """Positions in `ImageSet.classes`."""
+    pool: Split | None = None
+    """All images of a cross-validation, if these are some of them: what is computed of an image serves every fold."""
+    positions: Sequence[int] = ()
+    """The position of each image in `pool`."""
 
     def subset(self, positions: Sequence[int]) -> Split:
         """The images at these positions."""
         items = self.items
         chosen = [items[k] for k in positions] if isinstance(items, list) else Subset(items, positions)
         return Split(chosen, [self.labels[k] for k in positions])
+
+    def part(self, positions: Sequence[int]) -> Split:
+        """The images at these positions, with this split as their pool."""
+        return replace(self.subset(positions), pool=self, positions=positions)
+
+    @property
+    def whole(self) -> Split:
+        """The pool; the split itself where it has none."""
+        return self.pool or self
+
+    def names(self) -> list[str]:
+        """A name for each image: its path, or its position in the pool, an array or a torchvision set."""
+        if isinstance(self.items, list) and all(isinstance(item, str) for item in self.items):
+            return self.items
+        return [f"#{k}" for k in (self.positions if self.pool else range(len(self.labels)))]
 
 
 @dataclass(frozen=True)
@@ -54,6 +90,8 @@ class ImageSet:
     """`train`, `val` and, where there is one, `test`."""
     skipped: int = 0
     """Number of images left out because they do not decode."""
+    left_out: int = 0
+    """Number of test images that a cross-validation leaves out."""
 
     def lacking(self, name: str) -> list[str]:
         """The classes of which a split has no image."""

@@ -69,11 +69,13 @@ class Feeds:
 
     def head_features(self) -> list[Tensor]:
         """The features (N, d) of the training images from which the head is solved, one tensor per view. Collective."""
-        phase, found = self.caching.head, []
+        phase, found, split = self.caching.head, [], self.loaders["train"].dataset.split
         frozen = Frozen.of(phase.split, self.network.model.eval(), pooled=True)
         for loader in fixed_views(self.loaders["train"], self.network.preprocess, *head.flips(self.recipe)):
-            values = self.store.get(frozen, "train", loader, None) if phase.cached else None
-            found.append(self.store.compute(frozen, "train", loader, None) if values is None else values)
+            name = "pool" if loader.dataset.split is not split else "train"
+            values = self.store.get(frozen, name, loader, None) if phase.cached else None
+            values = self.store.compute(frozen, name, loader, None) if values is None else values
+            found.append(values[split.positions] if split.pool else values)
         self.network.set_phase(epoch=0)
         return found
 
@@ -126,9 +128,13 @@ class Feeds:
             return None
         if (name, view) not in self.activations:
             random = name == "train" and self.recipe.images.augment != "none"
-            values = self.store.get(
-                self.frozen, name, self.loaders[name], view if random else None, partial(self._decode, name)
-            )
+            split, decode = self.loaders[name].dataset.split, partial(self._decode, name)
+            if name == "val" and split.pool:
+                loader = fixed_views(self.loaders[name], self.network.preprocess, hflip=False, vflip=False)[0]
+                values = self.store.get(self.frozen, "pool", loader, None)
+                values = None if values is None else values[split.positions]
+            else:
+                values = self.store.get(self.frozen, name, self.loaders[name], view if random else None, decode)
             if self.store.full:
                 self.nets.clear()  # DDP's hooks on the suffix must go before the whole network is wrapped
             self.activations[name, view] = values

@@ -82,7 +82,7 @@ def decide(recipe: Recipe, network: Network, loaders: dict[str, DataLoader], acc
     folder = tensor_cache.folder(recipe.run.cache_dir)
     limit = devices.from_main(accelerator, lambda: tensor_cache.limit(folder, recipe.run.cache_gb))
     epochs = recipe.training.epochs
-    images = len(loaders["train"].dataset)
+    images = len(loaders["train"].dataset.split.whole.labels)
     free = devices.from_main(accelerator, lambda: devices.free_memory(accelerator.device))
     split, why_no_solver = head.decide(recipe, network, images, free)
     if split is None and network.rates[-1] is None:
@@ -137,7 +137,7 @@ def _phase(
         return Phase(epochs, None, (), views, 0, reason)
     cached, size, why_not = (), 0, changing
     bytes_per_image = split.values * (4 if precision == "no" else 2)
-    rows = {"val": len(loaders["val"].dataset)}
+    rows = {"val": len(loaders["val"].dataset.split.whole.labels)}
     if not changing and trained:
         rows["train"] = len(loaders["train"].dataset) * views
     for name, count in rows.items():

@@ -95,12 +95,13 @@ def make(
     free = devices.free_memory(accelerator.device)
     cure = advice(need, free, training, processes, smallest)
     errors.set_memory_advice(cure)
-    steps = loaders["train"].batch_sampler.steps
+    steps, in_folds = loaders["train"].batch_sampler.steps, recipe.images.folds is not None
     epochs = 0 if caching.head and network.trains_head_alone() else training.epochs
     table = rows(network, training, solved=caching.head is not None)
     trained = sum(row.parameters for row in table if row.start is not None or row.solved)
     facts = {
         "images": ", ".join(f"{count} {name}" for name, count in counts.items())
+        + (f"; fold {recipe.images.fold or 1} of {recipe.images.folds}, whose images are the test split" * in_folds)
         + (f"; {imageset.skipped} that do not decode are left out" if imageset.skipped else ""),
         "classes": f"{classes}: {errors.listed(imageset.classes, 6)}",
         "parameters": f"{trained:,} trained of {sum(row.parameters for row in table):,}",

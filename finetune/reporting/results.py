@@ -31,15 +31,18 @@ def print_interpolation(console: Console, record: dict[str, Any], improved: bool
 def write(
     output: Path,
     summary: dict[str, Any],
-    scores: Scores,
+    by_split: dict[str, Scores],
     loaders: dict[str, DataLoader],
     classes: list[str],
     console: Console,
 ) -> None:
-    """Write the results into the run's folder; `scores` are the best epoch's on the validation split.
+    """Write the results into the run's folder; `by_split` are the scores of the saved model.
 
     An error in a picture is printed and costs no result.
     """
+    scores = by_split["val"]
+    if "test" in by_split:
+        by_split["test"].save(output / run_folder.TEST_SCORES, summary["best_epoch"], logits=True)
     run_folder.write_json(output / run_folder.SUMMARY, summary)
     scores.save(output / run_folder.SCORES, summary["best_epoch"])
     counts = {name: Counter(loader.dataset.split.labels) for name, loader in loaders.items()}

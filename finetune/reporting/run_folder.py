@@ -16,7 +16,7 @@ from finetune.errors import UserError
 from finetune.runtime import files
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
-SCORES = "validation.safetensors"
+SCORES, TEST_SCORES = "validation.safetensors", "test.safetensors"
 LOCK, LOCK_SECONDS = ".lock", 10
 RESUME_ME = "resume-me"  # marks a stopped run, for scripts that see no exit code
 _locks: list[FileLock] = []  # held until the process ends

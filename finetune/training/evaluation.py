@@ -38,7 +38,7 @@ class Scores:
     labels: Tensor
     """(N,) int64."""
     logits: Tensor | None = None
-    """(N, classes) float32; None where the scores were read from a file."""
+    """(N, classes) float32; None where the scores were read from a file without them."""
 
     def at_temperature(self, temperature: float) -> Scores:
         """The scores with all logits divided by a temperature."""
@@ -98,10 +98,10 @@ class Scores:
             for k in sorted(wrong, key=lambda k: -self.losses[k].item())
         ]
 
-    def save(self, path: Path, epoch: int) -> None:
-        """Write the scores as safetensors, with their epoch (from 1)."""
+    def save(self, path: Path, epoch: int, logits: bool = False) -> None:
+        """Write the scores as safetensors, with their epoch (from 1); the logits, which may be large, if asked for."""
         with files.atomic(path) as temporary:
-            tensors = {name: getattr(self, name).contiguous() for name in FIELDS}
+            tensors = {name: getattr(self, name).contiguous() for name in (*FIELDS, *(["logits"] if logits else []))}
             files.save_tensors(tensors, temporary, metadata={"epoch": json.dumps(epoch)})
 
     @classmethod
@@ -110,6 +110,7 @@ class Scores:
         try:
             with safe_open(path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in FIELDS}
+                tensors |= {"logits": file.get_tensor("logits")} if "logits" in file.keys() else {}  # noqa: SIM118
                 return cls(**tensors), int(json.loads(file.metadata()["epoch"]))
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged: {error}. Delete it, and the images are scored again.") from error

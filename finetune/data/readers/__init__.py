@@ -12,6 +12,7 @@ from pathlib import Path
 
 from finetune import starter
 from finetune.config.settings import Images
+from finetune.data import folds
 from finetune.data.readers import arrays, csv_file, image_folder, torchvision_sets
 from finetune.data.types import ImageSet
 from finetune.errors import UserError
@@ -21,6 +22,8 @@ READERS = (csv_file, arrays, image_folder, torchvision_sets)  # the first that a
 
 def read(images: Images, in_channels: int, seed: int) -> ImageSet:
     """Read and check the images that `--data` names, for a network of `in_channels` channels.
+
+    With `--folds`, the splits are those of `--fold`, or of the first fold.
 
     Raises `UserError` for every mistake in them, which names the file, class or array.
     """
@@ -33,7 +36,8 @@ def read(images: Images, in_channels: int, seed: int) -> ImageSet:
             f"--in-channels {in_channels}: the images of --data {images.data} are grey (1) or colour (3). Other "
             f"numbers need arrays: an .npz, or a folder of .npy."
         )
-    return reader.read(images, in_channels, seed)
+    imageset = reader.read(images, in_channels, seed)
+    return folds.split(imageset, images, seed) if images.folds else imageset
 
 
 def _missing(path: Path) -> UserError:

@@ -1,0 +1,102 @@
+"""`--folds`: the runs of all folds, and what is written above them."""
+
+import csv
+import json
+import shutil
+
+import pytest
+from support import metrics
+
+from finetune.features.store import Store
+from finetune.training import interrupts
+
+SOLVED = ("--weights", "starter", "--solver", "lbfgs")
+
+
+def rows(output) -> list[dict[str, str]]:
+    with (output / "out_of_fold.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_image_is_predicted_once_by_a_model_that_did_not_see_it(train, image_folder, capsys):
+    code, output = train("--folds", "3", *SOLVED)
+    assert code == 0
+    found = rows(output)
+    images = sorted(str(path) for split in ("train", "val") for path in (image_folder / split).rglob("*.jpg"))
+    assert sorted(row["image"] for row in found) == images
+    assert all(f"/{row['true']}/" in row["image"] for row in found)
+    assert all(
+        sum(float(row[name]) for name in ("blue", "green", "red")) == pytest.approx(1, abs=1e-5) for row in found
+    )
+    assert all(row["predicted"] == max(("blue", "green", "red"), key=lambda name: float(row[name])) for row in found)
+    summary = json.loads((output / "summary.json").read_text())
+    correct = [row["true"] == row["predicted"] for row in found]
+    assert summary["out_of_fold_accuracy"] == pytest.approx(sum(correct) / len(correct))
+    each = [json.loads((output / f"fold-{k}" / "summary.json").read_text())["test_accuracy"] for k in (1, 2, 3)]
+    assert summary["accuracy"] == pytest.approx(sum(each) / 3)
+    assert (summary["folds"], summary["images"]) == (3, len(images))
+    assert (output / "plots" / "confusion.png").exists()
+    assert "A fold's images chose nothing in its run." in " ".join(capsys.readouterr().out.split())
+
+
+def test_features_are_computed_once_for_all_folds(train, monkeypatch):
+    filled, fill = [], Store._fill
+    monkeypatch.setattr(Store, "_fill", lambda self, *rest: filled.append(rest[1]) or fill(self, *rest))
+    code, output = train("--folds", "3", *SOLVED)
+    assert code == 0
+    assert filled == ["pool"] * 2, "the images, for head and validation, and their mirror images"
+    for fold in (1, 2, 3):
+        own, alone = train("--folds", "3", "--fold", str(fold), "--cache-gb", "0", *SOLVED)
+        assert own == 0
+        for with_cache, without in zip(metrics(output / f"fold-{fold}"), metrics(alone), strict=True):
+            assert with_cache["val_loss"] == pytest.approx(without["val_loss"], rel=1e-4)
+
+
+def test_a_stopped_cross_validation_resumes_to_the_same_result(train, tmp_path, monkeypatch):
+    flags = ("--folds", "3", "--recipe", "finetune", "--epochs", "2")
+    _, whole = train(*flags)
+    _, output = train(*flags)
+    for left_over in ("summary.json", "out_of_fold.csv"):
+        (output / left_over).unlink()
+    shutil.rmtree(output / "fold-3")
+    (output / "fold-2" / "summary.json").unlink()
+    exchange = interrupts.Interrupts.exchange
+
+    def stop(self) -> None:
+        self.signal = "SIGTERM"
+        exchange(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(interrupts.Interrupts, "exchange", stop)
+        code, _ = train(*flags, "--output", str(output), "--resume")
+    assert code == 75
+    assert not (output / "summary.json").exists()
+    kept = (output / "fold-1" / "summary.json").read_bytes()
+    code, _ = train(*flags, "--output", str(output), "--resume")
+    assert code == 0
+    assert (output / "fold-1" / "summary.json").read_bytes() == kept
+    assert (output / "out_of_fold.csv").read_bytes() == (whole / "out_of_fold.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--folds", "3", "--preview"), "--preview is for one run, and --folds 3 are several. Add --fold 1"),
+        (("--fold", "1"), "--fold 1: without --folds there are no such fold"),
+        (("--folds", "2", "--fold", "3"), "--fold 3: --folds 2 has no such fold"),
+        (("--folds", "1"), "--folds 1"),
+        (("--folds", "20"), "too few of blue (10), green (10), red (10): --folds 10 is the largest that works"),
+    ],
+)
+def test_a_mistake_writes_nothing(train, capsys, flags, message):
+    code, output = train(*flags)
+    assert code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not output.exists()
+
+
+def test_the_plan_is_that_of_a_fold(train, capsys):
+    code, output = train("--folds", "3", "--plan", *SOLVED)
+    assert code == 0
+    assert "test; fold 1 of 3, whose images are the test split" in " ".join(capsys.readouterr().out.split())
+    assert not output.exists()
