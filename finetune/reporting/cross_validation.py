@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from finetune.config.settings import Recipe
 from finetune.data import readers
-from finetune.errors import UserError
+from finetune.errors import STOPPED, UserError
 from finetune.reporting import run_folder
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def run(recipe: Recipe, arguments: list[str], train: Callable[[list[str]], int])
     `train` runs a command line and returns its exit code. Returns the first that is not 0, else 0. With `--resume`,
     finished folds are kept.
     """
-    folds = recipe.images.folds
+    folds, main_process = recipe.images.folds, os.environ.get("RANK", "0") == "0"
     read = readers.read(replace(recipe.images, fold=1), recipe.net.in_channels, recipe.run.seed)
     output, started = _choose(recipe)
     for fold in range(1, folds + 1):
@@ -41,9 +41,12 @@ def run(recipe: Recipe, arguments: list[str], train: Callable[[list[str]], int])
         flags = ["--fold", str(fold), "--output", str(folder)]
         begun = started and (folder / run_folder.CONFIG).is_file()
         words = [word for word in arguments if word not in ("--resume", "--no-resume")]
-        if code := train([*words, *flags, *(["--resume"] if begun else [])]):
+        code = train([*words, *flags, *(["--resume"] if begun else [])])
+        if code == STOPPED and main_process:
+            print(f"That was fold {fold} of {folds}. Go on with all: --folds {folds} --resume --output {output}")
+        if code:
             return code
-    if os.environ.get("RANK", "0") == "0":
+    if main_process:
         _write(recipe, output, read.classes, read.left_out)
     return 0
 

@@ -18,7 +18,8 @@ from finetune.models.network import Network
 from finetune.runtime import devices
 from finetune.training.state import State
 
-IMAGES = 8  # that are timed
+IMAGES = 8  # that are timed, at most
+SLOW = 2.0  # seconds from which one call is enough
 MARGIN = 0.15  # of a budget, for what is not timed: the optimizer, checkpoints, pictures
 
 
@@ -44,14 +45,16 @@ def measure(
     """
     samples, sampler, device = loaders["train"].dataset, loaders["train"].batch_sampler, accelerator.device
     sampler.start_at(0)
-    draws = next(iter(sampler))[:IMAGES]
+    micro_batch = recipe.training.batch_size // (accelerator.num_processes * recipe.training.accumulate)
+    count = max(2, min(IMAGES, micro_batch))  # BatchNorm needs two
+    draws = next(iter(sampler))[:count]
     read = _seconds(lambda: [samples[draw] for draw in draws], device) / len(draws)
 
     network.set_phase(max(recipe.training.epochs - 1, 0))  # when most is trained
     model = _copy(network, accelerator, recipe.run.channels_last)
     network.set_phase(epoch=0)
     side, dtype = network.preprocess.crop, next(model.parameters()).dtype
-    images = torch.rand(IMAGES, len(network.preprocess.mean), side, side, device=device, dtype=dtype)
+    images = torch.rand(count, len(network.preprocess.mean), side, side, device=device, dtype=dtype)
     if recipe.run.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
 
@@ -65,7 +68,7 @@ def measure(
         with torch.inference_mode(), accelerator.autocast():
             model.eval()(images)
 
-    train, evaluate = _seconds(step, device) / IMAGES, _seconds(evaluation, device) / IMAGES
+    train, evaluate = _seconds(step, device) / count, _seconds(evaluation, device) / count
     workers = loaders["train"].num_workers
     slowest = torch.tensor([read, evaluate, train], device=device)
     read, evaluate, train = (accelerator.gather(slowest[None]).max(0).values / accelerator.num_processes).tolist()
@@ -125,10 +128,13 @@ def _copy(network: Network, accelerator: Accelerator, channels_last: bool) -> to
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the second of two calls: the first one warms up."""
+    """Seconds of the second of two calls, since the first one warms up; of the first, if it is slow."""
+    seconds = 0.0
     for _ in range(2):
-        start = time.perf_counter()
-        work()
-        if device.type != "cpu":
-            torch.accelerator.synchronize()
-    return time.perf_counter() - start
+        if seconds < SLOW:
+            start = time.perf_counter()
+            work()
+            if device.type != "cpu":
+                torch.accelerator.synchronize()
+            seconds = time.perf_counter() - start
+    return seconds

@@ -52,7 +52,7 @@ def test_features_are_computed_once_for_all_folds(train, monkeypatch):
             assert with_cache["val_loss"] == pytest.approx(without["val_loss"], rel=1e-4)
 
 
-def test_a_stopped_cross_validation_resumes_to_the_same_result(train, tmp_path, monkeypatch):
+def test_a_stopped_cross_validation_resumes_to_the_same_result(train, monkeypatch, capsys):
     flags = ("--folds", "3", "--recipe", "finetune", "--epochs", "2")
     _, whole = train(*flags)
     _, output = train(*flags)
@@ -70,6 +70,7 @@ def test_a_stopped_cross_validation_resumes_to_the_same_result(train, tmp_path, 
         patched.setattr(interrupts.Interrupts, "exchange", stop)
         code, _ = train(*flags, "--output", str(output), "--resume")
     assert code == 75
+    assert f"That was fold 2 of 3. Go on with all: --folds 3 --resume --output {output}" in capsys.readouterr().out
     assert not (output / "summary.json").exists()
     kept = (output / "fold-1" / "summary.json").read_bytes()
     code, _ = train(*flags, "--output", str(output), "--resume")
