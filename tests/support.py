@@ -231,7 +231,9 @@ def different_losses(train: Callable, *cases: Sequence[str], **options: object) 
     """Train losses of runs with each of these flags; asserts that no two runs have the same."""
     seen: list[list[float]] = []
     for flags in cases:
-        code, output = train("--recipe", "finetune", "--lr", "1e-3", "--epochs", "3", *flags, **options)
+        code, output = train(
+            "--recipe", "finetune", "--lr", "1e-3", "--warmup", "0", "--epochs", "3", *flags, **options
+        )
         assert code == 0
         losses = [record["train_loss"] for record in metrics(output)]
         assert all(losses != pytest.approx(other, rel=1e-6) for other in seen), flags

@@ -54,7 +54,7 @@ def test_a_run_fills_its_folder(train, tmp_path, image_folder):
     assert list((output / "wandb").glob("offline-run-*"))
     (tmp_path / "any").touch()
     tensors = list(output.rglob("*.safetensors"))
-    assert len(tensors) == 10, tensors  # model, scores, and four in each of two checkpoints
+    assert len(tensors) == 12, tensors  # model, scores, and five in each of two checkpoints
     assert {path.stat().st_mode for path in tensors} == {(tmp_path / "any").stat().st_mode}
 
 

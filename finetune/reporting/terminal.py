@@ -113,7 +113,7 @@ def ending(summary: dict[str, Any], output: Path, training: Training) -> str:
     if summary.get("interpolation"):
         where = f"{summary['interpolation']:.0%} of the way from the solved head to epoch {summary['epochs_run']}"
     tested = (
-        f"The same {summary['val_images']} images chose the epoch, so expect slightly less on other images. "
+        f"The same {summary['val_images']} images chose the weights, so expect slightly less on other images. "
         f"A test/ split would tell."
     )
     if not summary["epochs_run"]:
