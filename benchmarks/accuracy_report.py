@@ -43,12 +43,12 @@ def unique(values: Iterable) -> list:
 
 def table(rows: list[dict]) -> str:
     """Markdown: a line per set and method, a column per backbone and size; the best mean of each set is bold."""
-    backbones = unique((row["model"], row["size"]) for row in sorted(rows, key=lambda r: (r["model"], -r["size"])))
+    backbones = unique((row["model"], row["size"]) for row in rows)
     by_key = {(row["set"], row["model"], row["size"], row["method"]): row for row in rows}
     most = max((row["seeds"] for row in rows), default=0)
     lines = [
-        f"Test accuracy, mean ± standard deviation over {most} seeds (or the number in brackets), and the mean of the",
-        "seconds that the whole process takes. The best of each set and backbone is bold.",
+        f"Test accuracy, mean ± standard deviation, and mean seconds of the whole process. Seeds: {most}, or the",
+        "number in brackets. The best of each set and backbone is bold.",
         "",
         f"| set | method | {' | '.join(f'{model}, {size} px' for model, size in backbones)} |",
         "| --- " * (2 + len(backbones)) + "|",
@@ -78,10 +78,9 @@ def summary(rows: list[dict]) -> list[str]:
     for row in rows:
         by_method.setdefault(row["method"], {})[row["set"], row["model"], row["size"]] = row
     common = set.intersection(*map(set, by_method.values())) if by_method else set()
-    if not common:
+    if len(common) < 2:
         return []
-    many = "one column of one set" if len(common) == 1 else f"{len(common)} columns of sets"
-    lines = [f"Means over the {many} that all methods have:", ""] if len(common) > 1 else [f"Means over {many}:", ""]
+    lines = [f"Means over the {len(common)} pairs of a set and a backbone that all methods have:", ""]
     lines += ["| method | test accuracy | seconds |", "| --- | --- | --- |"]
     for method, found in by_method.items():
         means = [statistics.mean(found[key][name] for key in common) for name in ("test_accuracy", "seconds")]
@@ -95,6 +94,7 @@ def picture(rows: list[dict], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator, NullLocator
 
     panels: dict[str, dict[tuple, list[dict]]] = {}
     for row in rows:
@@ -109,8 +109,11 @@ def picture(rows: list[dict], path: Path) -> None:
         for ((model, size), points), axis in zip(found.items(), line, strict=False):
             axis.set_title(f"{name}: {model}, {size} px", fontsize=10)
             axis.set(xscale="log", xlabel="seconds, whole process", ylabel="test accuracy")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_locator(NullLocator())
             times, scores = ([row[name] for row in points] for name in ("seconds", "test_accuracy"))
-            axis.set_xlim(min(times) / 1.5, max(times) * 5)  # labels stand on the right of their points
+            axis.set_xlim(min(times) / 1.5, max(times) * 8)  # labels stand on the right of their points
             spare = 0.15 * (max(scores) - min(scores)) + 0.005
             axis.set_ylim(min(scores) - spare, max(scores) + spare)
             axis.grid(alpha=0.25)
@@ -133,8 +136,11 @@ def picture(rows: list[dict], path: Path) -> None:
 
 
 def label(axis, points: list[dict]) -> None:
-    """Write each point's method beside it, moved up or down to where it covers no other label."""
-    taken: list = []
+    """Write each point's method beside it, moved up or down to where it covers no point and no other label."""
+    from matplotlib.transforms import Bbox
+
+    places = axis.transData.transform([(row["seconds"], row["test_accuracy"]) for row in points])
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in places]  # pixels
     for row in sorted(points, key=lambda row: -row["test_accuracy"]):
         text = axis.annotate(
             row["method"],
