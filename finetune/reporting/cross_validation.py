@@ -34,6 +34,8 @@ def run(recipe: Recipe, arguments: list[str], train: Callable[[list[str]], int])
     folds, main_process = recipe.images.folds, os.environ.get("RANK", "0") == "0"
     read = readers.read(replace(recipe.images, fold=1), recipe.net.in_channels, recipe.run.seed)
     output, started = _choose(recipe)
+    if started:
+        _check(recipe, output)
     for fold in range(1, folds + 1):
         folder = output / f"fold-{fold}"
         if (folder / run_folder.SUMMARY).is_file():
@@ -61,6 +63,20 @@ def _choose(recipe: Recipe) -> tuple[Path, bool]:
             f"--resume: {output} has no run of a fold. Name the folder of a cross-validation, or start anew."
         )
     return run_folder.choose(recipe), False
+
+
+def _check(recipe: Recipe, output: Path) -> None:
+    """Raise `UserError` where a run of a fold has other settings, or images, that may not change in a resumed run."""
+    from finetune.reporting import records
+    from finetune.training import resume
+
+    for path in sorted(output.glob(f"fold-*/{run_folder.CONFIG}")):
+        before = run_folder.read_json(path)
+        images = replace(recipe.images, fold=before.get("fold"))
+        now = before | records.settings(replace(recipe, images=images))
+        resume.changes(before, now)  # the settings first: other folds hold other images
+        read = readers.read(images, recipe.net.in_channels, recipe.run.seed)
+        resume.changes(before, now | {"classes": read.classes, "images": read.fingerprint()})
 
 
 def _write(recipe: Recipe, output: Path, classes: list[str], left_out: int) -> None:

@@ -28,12 +28,6 @@ HEAD_FIELDS = ("l2", "views", "fold_loss", "fold_accuracy", "fold_accuracy_sd") 
 
 def config(recipe: Recipe, imageset: ImageSet, accelerator: Accelerator) -> dict[str, Any]:
     """config.json: every resolved setting, and what else a repetition needs: classes, processes, versions, commit."""
-    flat = {"recipe": recipe.recipe}
-    for section in (recipe.net, recipe.images, recipe.training, recipe.depths, recipe.run):
-        flat |= asdict(section)
-    for action in ("plan", "json", "preview", "lr_find", "resume"):
-        del flat[action]
-    flat = {name: str(value) if isinstance(value, Path) else value for name, value in flat.items()}
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -41,7 +35,7 @@ def config(recipe: Recipe, imageset: ImageSet, accelerator: Accelerator) -> dict
         except PackageNotFoundError:
             versions[package] = None
     return {
-        **json.loads(json.dumps(flat)),  # as read back: tuples are lists
+        **settings(recipe),
         "classes": imageset.classes,
         "images": imageset.fingerprint(),
         "image_sizes": imageset.sizes(),
@@ -52,6 +46,17 @@ def config(recipe: Recipe, imageset: ImageSet, accelerator: Accelerator) -> dict
         "versions": versions,
         "git_commit": _commit(),
     }
+
+
+def settings(recipe: Recipe) -> dict[str, Any]:
+    """Every resolved setting of a recipe, as config.json has it."""
+    flat = {"recipe": recipe.recipe}
+    for section in (recipe.net, recipe.images, recipe.training, recipe.depths, recipe.run):
+        flat |= asdict(section)
+    for action in ("plan", "json", "preview", "lr_find", "resume"):
+        del flat[action]
+    flat = {name: str(value) if isinstance(value, Path) else value for name, value in flat.items()}
+    return json.loads(json.dumps(flat))  # as read back: tuples are lists
 
 
 def _commit() -> str | None:

@@ -80,6 +80,24 @@ def test_a_stopped_cross_validation_resumes_to_the_same_result(train, monkeypatc
 
 
 @pytest.mark.parametrize(
+    ("flags", "change"),
+    [
+        (("--folds", "3", "--seed", "1"), "--seed 0 → 1"),
+        (("--folds", "2"), "--folds 3 → 2"),
+        (("--folds", "3", "--l2", "0.1"), "--l2 None → 0.1"),
+    ],
+)
+def test_finished_folds_are_kept_with_their_own_settings_alone(train, capsys, flags, change):
+    _, output = train("--folds", "3", *SOLVED)
+    before = (output / "out_of_fold.csv").read_bytes()
+    code, _ = train(*flags, *SOLVED, "--output", str(output), "--resume")
+    assert code == 2
+    assert f"--resume cannot change {change}." in " ".join(capsys.readouterr().err.split())
+    assert (output / "out_of_fold.csv").read_bytes() == before
+    assert train("--folds", "3", *SOLVED, "--output", str(output), "--resume")[0] == 0
+
+
+@pytest.mark.parametrize(
     ("flags", "message"),
     [
         (("--folds", "3", "--preview"), "--preview is for one run, and --folds 3 are several. Add --fold 1"),
