@@ -40,8 +40,8 @@ class Options:
     grid: Path | None = None
     """Also draw the first images with their predictions: a new .png file."""
     abstain: float = 0.0
-    """Give no class to an image whose highest probability is below this. --json: class is null and abstained true;
-    --csv: a column abstained. The probabilities stay. 0: always give one."""
+    """Give no class to an image whose highest probability is below this. --json: class is null, and each row says
+    whether it is abstained, as does a column of --csv. The probabilities stay. 0: always give one."""
     tta: bool = False
     """Test-time augmentation: the mean of an image's and its mirror image's probabilities."""
     batch_size: int = 16
@@ -146,7 +146,8 @@ def write(predictions: Iterable[Prediction], classes: list[str], options: Option
             table.writerow([prediction.path, prediction.error, *mark, *(value for pair in top for value in pair)])
         elif options.json:
             found = as_object(prediction, top)
-            found |= {"class": None, "abstained": True} if unsure else {}
+            if options.abstain and top:
+                found |= {"class": None if unsure else found["class"], "abstained": unsure}
             print(json.dumps(found, ensure_ascii=False))
         else:
             shown = "  ".join(f"{name} {probability:.1%}" for name, probability in top)

@@ -55,8 +55,8 @@ def _check_folds(recipe: Recipe) -> None:
     """Raise `UserError` for a fold that there is not, and for modes that need one fold."""
     images, run = recipe.images, recipe.run
     if images.fold and images.fold > (images.folds or 0):
-        folds = f"--folds {images.folds} has" if images.folds else "without --folds there are"
-        raise UserError(f"--fold {images.fold}: {folds} no such fold.")
+        why = f"--folds {images.folds} has no such fold" if images.folds else "there are folds with --folds only"
+        raise UserError(f"--fold {images.fold}: {why}.")
     for flag, given in (("--preview", run.preview), ("--lr-find", run.lr_find)):
         if given and images.folds and not images.fold:
             raise UserError(f"{flag} is for one run, and --folds {images.folds} are several. Add --fold 1, for one.")

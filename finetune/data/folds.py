@@ -30,8 +30,7 @@ def split(imageset: ImageSet, images: Images, seed: int) -> ImageSet:
     train, val = ([rest[k] for k in part] for part in stratified(labels, imageset.classes, images.val_fraction, seed))
     test = [position for position, fold in enumerate(folds) if fold == held_out]
     splits = {"train": pool.part(train), "val": pool.part(val), "test": pool.part(test)}
-    left_out = len(imageset.splits["test"].labels) if "test" in imageset.splits else 0
-    return replace(imageset, splits=splits, left_out=left_out)
+    return replace(imageset, splits=splits)
 
 
 def pooled(train: Split, val: Split) -> Split:

@@ -90,8 +90,6 @@ class ImageSet:
     """`train`, `val` and, where there is one, `test`."""
     skipped: int = 0
     """Number of images left out because they do not decode."""
-    left_out: int = 0
-    """Number of test images that a cross-validation leaves out."""
 
     def lacking(self, name: str) -> list[str]:
         """The classes of which a split has no image."""

@@ -72,7 +72,7 @@ class Feeds:
         phase, found, split = self.caching.head, [], self.loaders["train"].dataset.split
         frozen = Frozen.of(phase.split, self.network.model.eval(), pooled=True)
         for loader in fixed_views(self.loaders["train"], self.network.preprocess, *head.flips(self.recipe)):
-            name = "pool" if loader.dataset.split is not split else "train"
+            name = "pool" if split.pool else "train"
             values = self.store.get(frozen, name, loader, None) if phase.cached else None
             values = self.store.compute(frozen, name, loader, None) if values is None else values
             found.append(values[split.positions] if split.pool else values)

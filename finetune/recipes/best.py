@@ -2,11 +2,10 @@
 
     accelerate launch train.py --recipe best --data path/to/folder --model resnet18 --minutes 30
 
-All layers are trained from the solved head as in `finetune`, with an average of the weights (`--ema`). At the end, the
-weights of the head's network, the trained ones and two mixtures of both are compared on validation (`--interpolate`),
-so that the result is not worse there than the head. `--plan` tells about how long each part takes; `--minutes` limits
-the whole, by fewer epochs or, where none fits, by the head alone. Source: Kumar et al. 2022; WiSE-FT, Wortsman et al.
-2022.
+All layers are trained from the solved head as in `finetune`. At the end, the weights of the head's network, the trained
+ones and two mixtures of both are compared on validation (`--interpolate`), so that the result is not worse there than
+the head. `--plan` tells about how long each part takes; `--minutes` limits the whole, by fewer epochs or, where none
+fits, by the head alone. Source: Kumar et al. 2022; WiSE-FT, Wortsman et al. 2022.
 
 Measured: test accuracy of the solved head, and of this recipe, with ImageNet weights at 96 pixels, seed 0.
 
@@ -17,28 +16,11 @@ Measured: test accuracy of the solved head, and of this recipe, with ImageNet we
     ants and bees, at 128 pixels          0.922 → 0.922     0.908 → 0.908
 """
 
-from finetune.config.settings import Depths, Images, Rate, Recipe, Training
+from dataclasses import replace
 
-SETTINGS = Recipe(
-    recipe="best",
-    images=Images(crop_scale=0.35),
-    training=Training(
-        epochs=15,
-        minutes=30.0,
-        batch_size=16,
-        optimizer="adamw",
-        lr=5e-4,
-        schedule="cosine",
-        warmup=0.3,
-        clip_norm=1.0,
-        weight_decay=0.05,
-        ema=0.99,
-        interpolate=True,
-    ),
-    depths=Depths(decay=0.7),
+from finetune.recipes import finetune
+
+SETTINGS = replace(
+    finetune.SETTINGS, recipe="best", training=replace(finetune.SETTINGS.training, interpolate=True, minutes=30.0)
 )
-
-
-def rate(settings: Recipe, depth: int, depths: int) -> Rate | None:
-    """Train all depths, each at `--decay` of the next one's rate."""
-    return Rate(settings.depths.decay ** (depths - 1 - depth))
+rate = finetune.rate

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 
 from finetune.config.settings import Recipe
 from finetune.data import readers
+from finetune.data.folds import split as fold_split
 from finetune.errors import STOPPED, UserError
 from finetune.reporting import run_folder
 
 if TYPE_CHECKING:
-    from finetune.data.types import Split
+    from finetune.data.types import ImageSet, Split
     from finetune.training.evaluation import Scores
 
 PREDICTIONS = "out_of_fold.csv"
@@ -32,10 +33,11 @@ def run(recipe: Recipe, arguments: list[str], train: Callable[[list[str]], int])
     finished folds are kept.
     """
     folds, main_process = recipe.images.folds, os.environ.get("RANK", "0") == "0"
-    read = readers.read(replace(recipe.images, fold=1), recipe.net.in_channels, recipe.run.seed)
+    whole = readers.read(replace(recipe.images, folds=None, fold=None), recipe.net.in_channels, recipe.run.seed)
+    parts = [fold_split(whole, replace(recipe.images, fold=fold), recipe.run.seed) for fold in range(1, folds + 1)]
     output, started = _choose(recipe)
     if started:
-        _check(recipe, output)
+        _check(recipe, output, parts)
     for fold in range(1, folds + 1):
         folder = output / f"fold-{fold}"
         if (folder / run_folder.SUMMARY).is_file():
@@ -49,7 +51,8 @@ def run(recipe: Recipe, arguments: list[str], train: Callable[[list[str]], int])
         if code:
             return code
     if main_process:
-        _write(recipe, output, read.classes, read.left_out)
+        left_out = len(whole.splits["test"].labels) if "test" in whole.splits else 0
+        _write(output, whole.classes, [part.splits["test"] for part in parts], left_out)
     return 0
 
 
@@ -65,22 +68,25 @@ def _choose(recipe: Recipe) -> tuple[Path, bool]:
     return run_folder.choose(recipe), False
 
 
-def _check(recipe: Recipe, output: Path) -> None:
+def _check(recipe: Recipe, output: Path, parts: list[ImageSet]) -> None:
     """Raise `UserError` where a run of a fold has other settings, or images, that may not change in a resumed run."""
     from finetune.reporting import records
     from finetune.training import resume
 
-    for path in sorted(output.glob(f"fold-*/{run_folder.CONFIG}")):
-        before = run_folder.read_json(path)
-        images = replace(recipe.images, fold=before.get("fold"))
-        now = before | records.settings(replace(recipe, images=images))
-        resume.changes(before, now)  # the settings first: other folds hold other images
-        read = readers.read(images, recipe.net.in_channels, recipe.run.seed)
-        resume.changes(before, now | {"classes": read.classes, "images": read.fingerprint()})
+    for fold, part in enumerate(parts, 1):
+        path = output / f"fold-{fold}" / run_folder.CONFIG
+        if path.is_file():
+            before = run_folder.read_json(path)
+            now = before | records.settings(replace(recipe, images=replace(recipe.images, fold=fold)))
+            resume.changes(before, now)  # the settings first: with others, a fold has other images
+            resume.changes(before, now | {"classes": part.classes, "images": part.fingerprint()})
 
 
-def _write(recipe: Recipe, output: Path, classes: list[str], left_out: int) -> None:
-    """Write summary.json, the out-of-fold predictions and their charts, and print the table."""
+def _write(output: Path, classes: list[str], splits: list[Split], left_out: int) -> None:
+    """Write summary.json, the out-of-fold predictions and their charts, and print the table.
+
+    `splits` are the folds, and `left_out` is the number of test images that the set has besides.
+    """
     import torch
     from rich.table import Table
 
@@ -88,13 +94,9 @@ def _write(recipe: Recipe, output: Path, classes: list[str], left_out: int) -> N
     from finetune.training.evaluation import Scores
     from finetune.training.metrics import wilson
 
-    folds, console = range(1, recipe.images.folds + 1), terminal.make_console(main_process=True)
+    folds, console = range(1, len(splits) + 1), terminal.make_console(main_process=True)
     summaries = [run_folder.read_json(output / f"fold-{fold}" / run_folder.SUMMARY) for fold in folds]
     scores = [Scores.load(output / f"fold-{fold}" / run_folder.TEST_SCORES)[0] for fold in folds]
-    splits = [
-        readers.read(replace(recipe.images, fold=fold), recipe.net.in_channels, recipe.run.seed).splits["test"]
-        for fold in folds
-    ]
     _write_predictions(output / PREDICTIONS, scores, splits, classes)
     pooled = Scores(*(torch.cat(parts) for parts in zip(*(vars(score).values() for score in scores), strict=True)))
     each = {"accuracy": [score.accuracy for score in scores], "loss": [score.loss for score in scores]}

@@ -16,6 +16,7 @@ from finetune.config.settings import Recipe
 from finetune.errors import UserError
 from finetune.models.network import Network
 from finetune.runtime import devices
+from finetune.training.interpolation import SHARES
 from finetune.training.state import State
 
 IMAGES = 8  # that are timed, at most
@@ -81,7 +82,7 @@ def measure(
     return Estimate(
         head=seconds(counts["train"] * views, evaluate) + val if views else 0.0,
         epoch=seconds(counts["train"], train) + val,
-        end=seconds(counts.get("test", 0), evaluate) + val * (2 if recipe.training.interpolate else 0),
+        end=seconds(counts.get("test", 0), evaluate) + val * (len(SHARES) if recipe.training.interpolate else 0),
     )
 
 

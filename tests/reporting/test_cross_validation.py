@@ -101,7 +101,7 @@ def test_finished_folds_are_kept_with_their_own_settings_alone(train, capsys, fl
     ("flags", "message"),
     [
         (("--folds", "3", "--preview"), "--preview is for one run, and --folds 3 are several. Add --fold 1"),
-        (("--fold", "1"), "--fold 1: without --folds there are no such fold"),
+        (("--fold", "1"), "--fold 1: there are folds with --folds only"),
         (("--folds", "2", "--fold", "3"), "--fold 3: --folds 2 has no such fold"),
         (("--folds", "1"), "--folds 1"),
         (("--folds", "20"), "too few of blue (10), green (10), red (10): --folds 10 is the largest that works"),
