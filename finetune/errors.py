@@ -3,6 +3,7 @@
 import difflib
 import errno
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 # Exit codes. 75: stopped on request after a checkpoint. 130: Ctrl-C with nothing to save, or a second one.
 MISTAKE, STOPPED, INTERRUPTED = 2, 75, 130
@@ -21,6 +22,13 @@ def unknown(kind: str, given: str, known: Iterable[str]) -> UserError:
     if near:
         return UserError(f"unknown {kind} '{given}'. Did you mean {' or '.join(near)}?")
     return UserError(f"unknown {kind} '{given}'. Known: {', '.join(known)}.")
+
+
+def no_run(folder: Path, why: str) -> UserError:
+    """The error for a folder that is no run, which names one where it is a cross-validation's."""
+    fold = folder / "fold-1"
+    example = fold if fold.is_dir() else "runs/finetune-20250101-120000"
+    return UserError(f"{folder} is no run: it {why}. Give a run's folder, such as {example}.")
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:

@@ -30,6 +30,7 @@ from torch import nn
 from finetune.config.settings import Net, Rate
 from finetune.models import architectures, metadata, model_folder, surgery
 from finetune.models.network import Network
+from finetune.training.interrupts import Interrupts
 
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
@@ -60,7 +61,8 @@ def write_images(folder: Path, per_class: int, classes: tuple[str, ...] = CLASSE
 
 
 def restore_signals() -> None:
-    """Restore the signal handlers from before the tests."""
+    """Restore the signal handlers from before the tests, and forget signals that nothing has stopped for."""
+    Interrupts.pending = ""
     for number, handler in HANDLERS.items():
         signal.signal(number, handler)
 

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from finetune.config.settings import Net
-from finetune.errors import UserError
+from finetune.errors import UserError, no_run
 from finetune.models import metadata, surgery, weights
 from finetune.models.architectures import Preprocess
 from finetune.models.metadata import Metadata
@@ -61,7 +61,7 @@ def find(run: Path | str) -> Path:
     if (run / "config.json").is_file():
         raise UserError(f"{run} holds no model: the run has not finished an epoch. Resume it, or use another run.")
     what = "holds no model/model.json" if run.is_dir() else "is a file" if run.exists() else "does not exist"
-    raise UserError(f"{run} is no run: it {what}. Give a run's folder, such as runs/finetune-20250101-120000.")
+    raise no_run(run, what)
 
 
 def load(run: Path | str) -> Model:

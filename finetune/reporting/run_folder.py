@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from finetune.config.settings import Recipe
-from finetune.errors import UserError
+from finetune.errors import UserError, no_run
 from finetune.runtime import files
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
@@ -133,7 +133,7 @@ def read(folder: Path) -> RunFiles:
     folder = folder.expanduser()
     if not (folder / CONFIG).is_file():
         what = f"has no {CONFIG}" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
-        raise UserError(f"{folder} is no run: it {what}. Give a run's folder, such as runs/finetune-20250101-120000.")
+        raise no_run(folder, what)
     history, path = [], folder / METRICS
     if path.is_file():
         history = [_object(line, path) for line in path.read_text().splitlines()]

@@ -29,11 +29,14 @@ class Interrupts:
     cost. The exchange goes over gloo on the CPU, so that it does not wait for a GPU.
     """
 
+    pending = ""
+    """A signal that this process received and no run has stopped for; the next run in the process does."""
+
     def __init__(self, accelerator: Accelerator, every_steps: int, every_seconds: float) -> None:
         """A checkpoint is due every so many steps, and every so many seconds."""
         self.main_process, self.saved = accelerator.is_main_process, time.monotonic()
         self.every_steps, self.every_seconds = every_steps, every_seconds
-        self.signal = ""
+        self.signal, Interrupts.pending = Interrupts.pending, ""
         """The name of the signal that this process received."""
         self.flags = torch.zeros(2, dtype=torch.int32)  # stop, save
         self.begin_exchange, self.under_way = None, None
@@ -44,7 +47,7 @@ class Interrupts:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.signal = signal.Signals(number).name
+        self.signal = Interrupts.pending = signal.Signals(number).name
         if number == signal.SIGINT:
             print("\nStopping after this step. Ctrl-C again stops at once.", file=sys.stderr)
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -79,5 +82,6 @@ class Interrupts:
             self.under_way.wait()
         stop, save = self.flags.bool().tolist()
         if stop:
+            Interrupts.pending = ""
             raise Stopped
         return save

@@ -2,12 +2,15 @@
 
 import csv
 import json
+import os
 import shutil
+import signal
 
 import pytest
 from support import metrics
 
 from finetune.features.store import Store
+from finetune.reporting import results
 from finetune.training import interrupts
 
 SOLVED = ("--weights", "starter", "--solver", "lbfgs")
@@ -77,6 +80,36 @@ def test_a_stopped_cross_validation_resumes_to_the_same_result(train, monkeypatc
     assert code == 0
     assert (output / "fold-1" / "summary.json").read_bytes() == kept
     assert (output / "out_of_fold.csv").read_bytes() == (whole / "out_of_fold.csv").read_bytes()
+
+
+def test_a_signal_while_a_fold_writes_its_results_stops_the_next(train, monkeypatch):
+    written, write = [], results.write
+
+    def write_and_signal(output, *rest):
+        write(output, *rest)
+        written.append(output.name)
+        if len(written) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(results, "write", write_and_signal)
+    flags = ("--folds", "3", "--recipe", "finetune", "--epochs", "1")
+    code, output = train(*flags)
+    assert (code, written) == (75, ["fold-1"])
+    assert not (output / "out_of_fold.csv").exists()
+    assert train(*flags, "--output", str(output), "--resume")[0] == 0
+    assert written == ["fold-1", "fold-2", "fold-3"]
+
+
+def test_commands_on_the_folder_above_the_folds_name_one(train, call):
+    code, output = train("--folds", "2", *SOLVED)
+    assert code == 0
+    seen = 0
+    for words in (("evaluate", output), ("predict", output, output), ("plot", output), ("compare", output, output)):
+        code, _, error = call(*words)
+        assert code == 2, words
+        assert str(output / "fold-1") in " ".join(error.split()), (words, error)
+        seen += 1
+    assert seen == 4
 
 
 @pytest.mark.parametrize(
