@@ -98,6 +98,7 @@ def main(arguments: list[str]) -> int:
     interrupts = Interrupts(accelerator, *period(run.checkpoint_every))
     feeds = Feeds(planned.caching, recipe, net, loaders, accelerator, console, interrupts)
     epochs = planned.epochs
+    count = training.loaded_micro_batches
     estimate = terminal.TimeEstimate(epochs * sampler.steps, console)
     scores = {}  # of the best weights, by split
 
@@ -132,8 +133,8 @@ def main(arguments: list[str]) -> int:
                 for step in range(state.step, (epoch + 1) * sampler.steps):
                     interrupts.exchange()
                     lr = training.lr * lr_factor(step, state.history)
-                    result = train_step(train_feed, islice(micro_batches, training.accumulate), step, lr)
-                    state.finish_step(result.sums)
+                    result = train_step(train_feed, islice(micro_batches, count), step, lr, state.accumulate)
+                    state.finish_step(result.sums, result.accumulate)
                     tracker.log_step(state.step, result)
                     estimate.update(state.step)
                     if interrupts.checkpoint_due(state.step):  # raises Stopped

@@ -42,13 +42,19 @@ def set_memory_advice(advice: str) -> None:
     _advice = advice
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that a GPU's or the machine's memory does not suffice."""
+    on_gpu = type(error).__name__ == "OutOfMemoryError"  # torch's, by name: this module does not import torch
+    return on_gpu or isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+
+
 def explanation(error: Exception) -> str | None:
     """The message of an error that the user can act on; None for any other, which keeps its traceback."""
     text = str(error)
     if isinstance(error, UserError) or "UserError: " in text:
         # An error in a DataLoader worker arrives wrapped in that process's traceback.
         return text.rpartition("UserError: ")[2].strip()
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate memory" in text:
+    if is_out_of_memory(error):
         return f"out of memory. {_advice}"
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in text:
         where = f" ({error.filename})" if getattr(error, "filename", None) else ""

@@ -143,7 +143,7 @@ def _expected(hint: Any) -> str:
         ]
         return f"{_expected(arguments[0])} {' and '.join(limits)}".strip()
     if origin is Literal:
-        return f"one of {', '.join(map(str, arguments))}"
+        return f"{'one of ' if arguments[1:] else ''}{', '.join(map(str, arguments))}"
     if origin is tuple:
         return f"a list, each {_expected(arguments[0])}"
     if arguments:

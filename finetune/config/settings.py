@@ -147,9 +147,9 @@ class Training:
     the run ends before an epoch that would exceed it. None: no limit."""
     batch_size: PositiveInt = 4
     """Global batch size: images per step, over all processes."""
-    accumulate: PositiveInt = 1
-    """Gradient-accumulation steps: compute each batch in this many micro-batches, to save memory. Results do not
-    change, apart from rounding and BatchNorm."""
+    accumulate: PositiveInt | Literal["auto"] = 1
+    """Gradient-accumulation steps: compute each batch in this many micro-batches, to save memory. auto: begin with one,
+    and double them whenever memory runs out. Results do not change, apart from rounding and BatchNorm."""
     eval_batch_size: PositiveInt = 64
     """Images per evaluation batch and process. Results do not change."""
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
@@ -195,6 +195,11 @@ class Training:
     """Stop after this many epochs without improvement of --best-by. 0: never."""
     min_delta: NonNegativeFloat = 0.0
     """Smallest change that counts as an improvement, for early stopping."""
+
+    @property
+    def loaded_micro_batches(self) -> int:
+        """Micro-batches that the loader makes of each batch: `--accumulate`, or 1 where auto splits it later."""
+        return 1 if self.accumulate == "auto" else self.accumulate
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,11 @@ class Batch(NamedTuple):
         labels_b, lam = (None if tensor is None else moved(tensor) for tensor in (self.labels_b, self.lam))
         return moved(self.labels), moved(self.sample_weights), labels_b, lam
 
+    def split(self, parts: int) -> list[Batch]:
+        """The micro-batches that `GlobalBatches` would make of it: every `parts`-th image each, none of them empty."""
+        firsts = range(min(parts, len(self.labels)))
+        return [Batch(*(None if tensor is None else tensor[k::parts] for tensor in self)) for k in firsts]
+
 
 def make_loaders(
     splits: dict[str, Split],
@@ -67,7 +72,7 @@ def make_loaders(
     `accelerator.prepare`: `GlobalBatches` already takes this process's part.
     """
     images, training, seed = recipe.images, recipe.training, recipe.run.seed
-    share = Share(accelerator.process_index, accelerator.num_processes, training.accumulate)
+    share = Share(accelerator.process_index, accelerator.num_processes, training.loaded_micro_batches)
     workers = worker_count(images.workers, accelerator.device)
     ending = multiprocessing.RawValue(ctypes.c_byte) if workers else None
     if workers:
@@ -77,7 +82,7 @@ def make_loaders(
         count = len(split.labels)
         if name == "train":
             if pairs:
-                check_pairs(count, training.batch_size, training.accumulate, share.processes)
+                check_pairs(count, training.batch_size, share.accumulate, share.processes)
             transform = training_transform(preprocess, images)
             mix = mixing(images.mixup, images.cutmix)
             labels = torch.tensor(split.labels)

@@ -23,10 +23,9 @@ from finetune.features import head
 from finetune.features.policy import Caching, Phase
 from finetune.features.store import Frozen, Store
 from finetune.models.network import Network
-from finetune.runtime import devices
 from finetune.runtime.progress import tracked
 from finetune.training.interrupts import Interrupts
-from finetune.training.step import Feed
+from finetune.training.step import Feed, wrapped
 
 
 class Feeds:
@@ -94,8 +93,7 @@ class Feeds:
         from_cache = values is not None
         if (name, from_cache) not in self.nets:
             net = self.phase.split.suffix(model, name == "train") if from_cache else model
-            compiled = self.recipe.run.compile
-            self.nets[name, from_cache] = devices.wrap(self.accelerator, net, compiled) if name == "train" else net
+            self.nets[name, from_cache] = wrapped(net, self.recipe, self.accelerator) if name == "train" else net
         net = self.nets[name, from_cache]
         if not from_cache:
             self._decode(name)

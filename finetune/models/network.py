@@ -167,6 +167,13 @@ def build(
     network = Network(model, preprocess, stages, recipes.rates(recipe, len(stages)), find(recipe.net.model))
     network.keep_batchnorm, network.batchnorm_reason = keeps_batchnorm(recipe, images, processes)
     network.set_phase(epoch=0)
+    if recipe.training.accumulate == "auto" and network.trains_batchnorm():
+        # Its statistics would be those of micro-batches whose size the free memory decides.
+        raise UserError(
+            "--accumulate auto needs a result that does not depend on the micro-batches, and BatchNorm is trained "
+            f"here ({network.batchnorm_reason}). Use --batchnorm keep, if the weights and the head allow it, or a "
+            "number of micro-batches."
+        )
     return network
 
 
@@ -180,7 +187,7 @@ def keeps_batchnorm(recipe: Recipe, images: int, processes: int) -> tuple[bool, 
         return False, "random weights have no statistics to keep"
     if training.batchnorm != "auto":
         return training.batchnorm == "keep", f"--batchnorm {training.batchnorm}"
-    micro_batch = training.batch_size // (processes * training.accumulate)
+    micro_batch = training.batch_size // (processes * training.loaded_micro_batches)
     if images >= MANY_IMAGES and micro_batch >= LARGE_BATCH:
         return False, f"{images} images, {micro_batch} at a time, are enough for statistics of their own"
     if images < MANY_IMAGES:

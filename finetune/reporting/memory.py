@@ -82,6 +82,8 @@ def advice(
     micro-batches: no advice leaves fewer than two.
     """
     now = f"A step was estimated to need {in_bytes(need.total)} per process, {in_bytes(free)} were free. "
+    if training.accumulate == "auto":
+        return f"{now}In evaluation take a smaller --eval-batch-size, elsewhere a smaller --model or --image-size."
     room, batch_size, accumulate = (
         0.9 * free - (need.total - need.activations),
         training.batch_size,

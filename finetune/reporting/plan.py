@@ -83,7 +83,7 @@ def make(
     caching = policy.decide(recipe, network, loaders, accelerator)
     training, processes, classes = recipe.training, accelerator.num_processes, len(imageset.classes)
     counts = {name: len(split.labels) for name, split in imageset.splits.items()}
-    micro_batch = -(-min(training.batch_size, counts["train"]) // (processes * training.accumulate))
+    micro_batch = -(-min(training.batch_size, counts["train"]) // (processes * training.loaded_micro_batches))
     shape = (micro_batch, recipe.net.in_channels, network.preprocess.crop, network.preprocess.crop)
     split = next((phase.split for phase in caching.phases if phase.split), None)
     network.set_phase(epoch=training.epochs - 1)  # when most is trained
@@ -116,7 +116,7 @@ def make(
         "image workers",
         "memory": f"about {in_bytes(need.total)} per process at the peak of a step, "
         f"{in_bytes(need.activations)} of it activations; {in_bytes(free)} are free"
-        + (f". That is too little. {cure}" if need.total > free else ""),
+        + (f". That is too little{_cure(training, cure)}" if need.total > free else ""),
         "checkpoints": f"at each epoch's end (in at most a tenth of the time){_period(recipe.run.checkpoint_every)}; "
         f"the newest {recipe.run.keep_checkpoints} are kept",
         "cached": policy.describe_activations(caching, counts),
@@ -130,7 +130,7 @@ def make(
     if any(row.batchnorm in ("weights", "trained") for row in table):
         kept = "weights trained, statistics kept" if network.keep_batchnorm else "statistics of each batch"
         facts["BatchNorm"] = f"{kept}: {network.batchnorm_reason}"
-    if smallest and processes * training.accumulate > 1:
+    if smallest and processes * training.loaded_micro_batches > 1:
         largest = loaders["train"].batch_sampler.largest
         facts["BatchNorm"] += f"; {_batchnorm(training, processes, smallest, largest, recipe.run.sync_bn)}"
     side, fit = network.preprocess.crop, network.preprocess.fit
@@ -167,11 +167,16 @@ def rows(network: Network, training: Training, solved: bool) -> list[Row]:
 def _steps(training: Training, steps: int) -> dict[str, str]:
     return {
         "steps": f"{training.epochs} epochs × {steps} = {training.epochs * steps}, each of {training.batch_size} images"
-        + (f" in {training.accumulate} micro-batches" if training.accumulate > 1 else ""),
+        + (f" in {training.accumulate} micro-batches" if training.loaded_micro_batches > 1 else "")
+        + (", in twice the micro-batches whenever memory runs out" if training.accumulate == "auto" else ""),
         "optimizer": f"{training.optimizer}, {training.schedule} schedule, "
         + (f"{training.warmup:.0%} warm-up, " if training.warmup else "no warm-up, ")
         + (f"gradients clipped at {training.clip_norm:g}" if training.clip_norm else "no clipping"),
     }
+
+
+def _cure(training: Training, advice: str) -> str:
+    return " for one micro-batch: expect more" if training.accumulate == "auto" else f". {advice}"
 
 
 def _time(estimate: Estimate, training: Training, epochs: int) -> str:
@@ -208,14 +213,14 @@ def _batchnorm(
     training: Training, processes: int, smallest: Callable[[int, int], int], largest: int, sync_bn: bool
 ) -> str:
     """Over which images BatchNorm takes its statistics where they are not the whole global batch."""
-    micro_batches = processes * training.accumulate
+    micro_batches = processes * training.loaded_micro_batches
     low, high = smallest(training.batch_size, micro_batches), -(-largest // micro_batches)
     over = f"over {low if low == high else f'{low} to {high}'} images"
-    if sync_bn and training.accumulate == 1:
+    if sync_bn and training.loaded_micro_batches == 1:
         return "statistics over all processes' images (--sync-bn): as on one process"
     if sync_bn:
         return "statistics over all processes' images of a micro-batch: the result differs from --accumulate 1"
-    if training.accumulate == 1:
+    if training.loaded_micro_batches == 1:
         return f"statistics of each process's own images, {over}: the result differs from one process's"
     return f"statistics of each micro-batch, {over}: the result differs from --accumulate 1 on one process"
 

@@ -161,6 +161,7 @@ def summary(
         "temperature": temperature,
         **{f"{name}_images": len(loader.dataset) for name, loader in loaders.items()},
         "num_processes": accelerator.num_processes,
+        "accumulate": state.accumulate,
         "precision": accelerator.mixed_precision,
         "device": accelerator.device.type,
         **tested,

@@ -64,6 +64,7 @@ class Tracker:
     def __init__(self, accelerator: Accelerator, recipe: Recipe, config: dict[str, Any], output: Path, id: str) -> None:
         """`id` is the checkpoint's, or empty."""
         self.accelerator, self.run, self.batch_size = accelerator, recipe.run, recipe.training.batch_size
+        self.auto = recipe.training.accumulate == "auto"
         self.timed_from = (0, 0.0)  # a step, and when it was logged
         self.ledger = output / ".tracked"
         known, step = self.ledger.read_text().split() if self.ledger.exists() else (id, -1)
@@ -84,6 +85,7 @@ class Tracker:
             return
         loss, _, images = result.sums.tolist()
         values = {"step/loss": loss / max(images, 1), "step/gradient_norm": float(result.gradient_norm)}
+        values |= {"step/accumulate": result.accumulate} if self.auto else {}
         before, now = self.timed_from, (step, time.perf_counter())
         if before[0]:
             values["step/images_per_second"] = (step - before[0]) * self.batch_size / (now[1] - before[1])

@@ -7,15 +7,16 @@ import ctypes
 import os
 import pickle
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, broadcast_object_list, parse_flag_from_env
+from accelerate.utils import ProjectConfiguration, broadcast, broadcast_object_list, parse_flag_from_env
 from torch import nn
 
 from finetune.errors import UserError
@@ -125,16 +126,20 @@ def worker_count(workers: int, device: torch.device) -> int:
     return 0 if device.type == "cpu" else min(8, cpu.cores_per_process())
 
 
-def wrap(accelerator: Accelerator, model: nn.Module, compiled: bool = False) -> nn.Module:
-    """Prepare a model (autocast, DDP) for the gradients that it now asks for; in each phase anew.
+def wrap(accelerator: Accelerator, model: nn.Module, compiled: bool = False, ddp: bool = True) -> nn.Module:
+    """Prepare a model (autocast, DDP) for the gradients that it now asks for; in each phase anew. Collective.
 
     DDP decides at its construction which gradients it exchanges: a parameter that is unfrozen under an old wrapper
-    silently diverges between processes. The optimizer stays, since the parameters do.
+    silently diverges between processes. The optimizer stays, since the parameters do. Without `ddp` the caller
+    exchanges the gradients (`average_gradients`).
     """
     accelerator._models.clear()  # private; without it the old wrapper and its hooks stay alive
     # Accelerate patches autocast into the forward of the module that it prepares, and returns a prepared module
     # unchanged. A fresh container each time leaves the model itself as it is.
-    wrapped = accelerator.prepare(nn.Sequential(model))
+    wrapped = accelerator.prepare_model(nn.Sequential(model), evaluation_mode=not ddp)
+    if not ddp and accelerator.num_processes > 1:
+        for tensor in model.state_dict().values():  # all begin with the main process's, as under DDP
+            tensor.copy_(broadcast(tensor.contiguous()))
     if compiled:
         model.compile()  # in place: the wrapper, the keys of the state dict and the hooks stay what they are
     return wrapped
@@ -178,8 +183,18 @@ def from_main(accelerator: Accelerator, work: Callable[[], Value]) -> Value:
 
 def anywhere(accelerator: Accelerator, found: bool) -> bool:
     """Whether `found` is true on any process. Collective."""
+    if accelerator.num_processes == 1:
+        return found
     flag = torch.tensor(float(found), device=accelerator.device)
     return accelerator.reduce(flag, "sum").item() > 0
+
+
+def average_gradients(accelerator: Accelerator, parameters: Iterable[nn.Parameter]) -> None:
+    """Replace the gradients by their means over all processes, in place, as DDP does. Collective."""
+    if accelerator.num_processes > 1:
+        gradients = [p.grad.div_(accelerator.num_processes) for p in parameters if p.grad is not None]
+        for exchange in [dist.all_reduce(gradient, async_op=True) for gradient in gradients]:
+            exchange.wait()
 
 
 def _portable(error: Exception | None) -> Exception | None:

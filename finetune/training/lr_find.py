@@ -13,9 +13,8 @@ from torch.utils.data import DataLoader
 from finetune.config.settings import Recipe
 from finetune.errors import UserError
 from finetune.models.network import Network
-from finetune.runtime import devices
 from finetune.training.param_groups import make_optimizer
-from finetune.training.step import Feed, TrainingStep
+from finetune.training.step import Feed, TrainingStep, wrapped
 
 LOWEST, HIGHEST, STEPS = 1e-6, 10.0, 160
 SMOOTHING = 0.9  # of the loss of single batches
@@ -30,20 +29,21 @@ def range_test(
     The rate rises by a constant factor from `LOWEST` to `HIGHEST`, or until the loss has grown to `DIVERGED` times its
     minimum. Depths that the recipe freezes in its first epoch are frozen. The model's weights are restored.
     """
-    model, accumulate = network.model, recipe.training.accumulate
+    model, count = network.model, recipe.training.loaded_micro_batches
     network.to(accelerator, recipe.run.channels_last, recipe.run.sync_bn)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     network.set_phase(epoch=0)
     optimizer = accelerator.prepare(make_optimizer(network, recipe.training, accelerator.scaler))
     labels = loader.dataset.split.labels
     training_step = TrainingStep(recipe, network, optimizer, labels, classes, accelerator)
-    feed = Feed(devices.wrap(accelerator, model, recipe.run.compile), loader, network.preprocess)
+    feed = Feed(wrapped(model, recipe, accelerator), loader, network.preprocess)
     tried: list[float] = []
     smoothed: list[float] = []
-    mean, batches = 0.0, _endless(loader)
+    mean, batches, accumulate = 0.0, _endless(loader), 1
     for step in range(STEPS):
         lr = LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1))
-        result = training_step(feed, itertools.islice(batches, accumulate), step, lr)
+        result = training_step(feed, itertools.islice(batches, count), step, lr, accumulate)
+        accumulate = result.accumulate
         loss, _, images = accelerator.reduce(result.sums).tolist()
         mean = SMOOTHING * mean + (1 - SMOOTHING) * loss / images
         smoothed.append(mean / (1 - SMOOTHING ** (step + 1)))

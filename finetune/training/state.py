@@ -38,6 +38,8 @@ class State:
     """The best of these records."""
     epochs: int = 0
     """The epochs of the whole run, which `--minutes` may have reduced."""
+    accumulate: int = 1
+    """Micro-batches of the last step, with which `--accumulate auto` goes on."""
     tracker: str = ""
     """The tracker's id of the run."""
     run_clock: Stopwatch = field(default_factory=Stopwatch)
@@ -45,9 +47,10 @@ class State:
     epoch_clock: Stopwatch = field(default_factory=Stopwatch)
     """Seconds of the current epoch, over all starts."""
 
-    def finish_step(self, sums: Tensor) -> None:
-        """Count a step and add its sums."""
+    def finish_step(self, sums: Tensor, accumulate: int = 1) -> None:
+        """Count a step of so many micro-batches and add its sums."""
         self.step += 1
+        self.accumulate = accumulate
         self.sums = self.sums + sums
 
     def add(self, record: dict[str, Any], improved: bool) -> None:
@@ -73,6 +76,7 @@ class State:
             "history": [*self.history],  # a checkpoint is written while training goes on, and appends to it
             "best": self.best,
             "epochs": self.epochs,
+            "accumulate": self.accumulate,
             "tracker": self.tracker,
             "run_clock": self.run_clock.seconds,
             "epoch_clock": self.epoch_clock.seconds,

@@ -46,7 +46,7 @@ def measure(
     """
     samples, sampler, device = loaders["train"].dataset, loaders["train"].batch_sampler, accelerator.device
     sampler.start_at(0)
-    micro_batch = recipe.training.batch_size // (accelerator.num_processes * recipe.training.accumulate)
+    micro_batch = recipe.training.batch_size // (accelerator.num_processes * recipe.training.loaded_micro_batches)
     count = max(2, min(IMAGES, micro_batch))  # BatchNorm needs two
     draws = next(iter(sampler))[:count]
     read = _seconds(lambda: [samples[draw] for draw in draws], device) / len(draws)
