@@ -1,17 +1,18 @@
 """The estimated memory of a step, and what to lower when it runs out."""
 
-import resource
+import subprocess
+import sys
 from functools import partial
 
-import psutil
 import pytest
 import torch
+from support import ROOT, with_defaults
 from torch import nn
 
 from finetune.config.settings import Training
 from finetune.data.sampler import smallest_micro_batch
 from finetune.reporting import memory
-from finetune.training import loss, param_groups
+from finetune.training import loss
 
 GIB = 2**30
 
@@ -59,23 +60,41 @@ def test_sizes_have_a_unit_that_fits(size, words):
 
 
 # ---- out of memory ---------------------------------------------------------------------------------------------------
-def test_out_of_memory_says_which_setting_to_lower_and_to_what(start, monkeypatch):
-    original = param_groups.make_optimizer
+LIMITED = """
+import resource
 
-    def make_optimizer(*arguments):
-        # Enough for the images (62 MB), not for the first layer's activations (197 MB). Close to a limit, the first to
-        # fail may be oneDNN, whose error does not say why.
-        limit = psutil.Process().memory_info().vms + 120 * 2**20
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        return original(*arguments)
+import psutil
 
-    monkeypatch.setattr(param_groups, "make_optimizer", make_optimizer)
+import train
+from finetune.runtime import entry
+from finetune.training import param_groups
+
+original = param_groups.make_optimizer
+
+
+def make_optimizer(*arguments):
+    # Enough for the images (62 MB), not for the first layer's activations (197 MB). Close to a limit, the first to fail
+    # may be oneDNN, whose error does not say why.
+    limit = psutil.Process().memory_info().vms + 120 * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    return original(*arguments)
+
+
+param_groups.make_optimizer = make_optimizer
+entry.run(train.main)
+"""
+
+
+def test_out_of_memory_says_which_setting_to_lower_and_to_what(image_folder, tmp_path):
     large = ("--model", "squeezenet1_0", "--image-size", "512", "--batch-size", "16", "--epochs", "1")
-    run = start("run", "--recipe", "finetune", *large)
-    assert run.wait(60) == [2], run.said
-    assert "error: out of memory. A step was estimated to need" in run.said
-    assert "Use --accumulate 2 (the result stays the same) or --batch-size 8" in run.said
-    assert "Traceback" not in run.said
+    flags = ("--data", str(image_folder), "--output", str(tmp_path / "run"), "--recipe", "finetune", *large)
+    # A process of its own: a fork of this one would have the free memory that earlier tests left in its heap.
+    command = [sys.executable, "-c", LIMITED, *with_defaults(list(flags))]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "error: out of memory. A step was estimated to need" in done.stderr
+    assert "Use --accumulate 2 (the result stays the same) or --batch-size 8" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_out_of_memory_on_a_gpu_gets_the_same_message(train, monkeypatch, capsys):
