@@ -19,6 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd  # private: without it, each dro
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import StochasticDepth
 
+from finetune.models import gradient_checkpointing
 from finetune.models.network import wrong_size
 
 PROBE = 11  # images of the trial run on the meta device: a first axis of this length is the batch
@@ -156,7 +157,7 @@ def cast(prefix: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModule:
 
 
 class _Tracer(fx.Tracer):
-    """Traces into everything but torch's own modules and stochastic depth."""
+    """Traces into all but torch's own modules, stochastic depth and blocks whose activations are computed again."""
 
     proxy_buffer_attributes = True  # else values computed from buffers become constants, which stay on their device
 
@@ -164,7 +165,8 @@ class _Tracer(fx.Tracer):
         super().__init__(autowrap_modules=(math, torchvision.ops))
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, StochasticDepth) or super().is_leaf_module(m, module_qualified_name)
+        whole = isinstance(m, StochasticDepth) or gradient_checkpointing.is_enabled(m)
+        return whole or super().is_leaf_module(m, module_qualified_name)
 
 
 def _trace(model: nn.Module) -> fx.Graph:

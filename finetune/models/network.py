@@ -13,11 +13,11 @@ from torch.optim.swa_utils import AveragedModel
 from finetune import recipes
 from finetune.config.settings import Rate, Recipe
 from finetune.errors import UserError
-from finetune.models import surgery
+from finetune.models import gradient_checkpointing, surgery
 from finetune.models.architectures import Family, Preprocess, find, parameter_depths
+from finetune.models.gradient_checkpointing import BATCHNORM
 
 MANY_IMAGES, LARGE_BATCH = 20_000, 32  # from which on BatchNorm takes statistics of its own, by `--batchnorm auto`
-BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @dataclass
@@ -167,6 +167,8 @@ def build(
     network = Network(model, preprocess, stages, recipes.rates(recipe, len(stages)), find(recipe.net.model))
     network.keep_batchnorm, network.batchnorm_reason = keeps_batchnorm(recipe, images, processes)
     network.set_phase(epoch=0)
+    if recipe.run.gradient_checkpointing:
+        checkpoint_blocks(network, recipe)
     if recipe.training.accumulate == "auto" and network.trains_batchnorm():
         # Its statistics would be those of micro-batches whose size the free memory decides.
         raise UserError(
@@ -175,6 +177,19 @@ def build(
             "number of micro-batches."
         )
     return network
+
+
+def checkpoint_blocks(network: Network, recipe: Recipe) -> None:
+    """Enable gradient checkpointing. Raises `UserError` where it would have no effect, and with `--compile`."""
+    blocks = gradient_checkpointing.blocks(network.model, network.stages)
+    if not blocks:
+        raise UserError(
+            f"--gradient-checkpointing computes blocks again, and {recipe.net.model} has none. Use --accumulate or a "
+            f"smaller --image-size instead."
+        )
+    if recipe.run.compile:
+        raise UserError("--gradient-checkpointing and --compile: choose one; torch.compile saves activations itself.")
+    gradient_checkpointing.enable(blocks)
 
 
 def keeps_batchnorm(recipe: Recipe, images: int, processes: int) -> tuple[bool, str]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from finetune.config.settings import Training
+from finetune.models import gradient_checkpointing
 from finetune.models.network import wrong_size
 
 
@@ -32,7 +33,8 @@ def estimate(model: nn.Module, shape: tuple[int, ...], classes: int, optimizer: 
 
     The forward pass runs on the meta device, where tensors have shapes but no values. The activations are the distinct
     tensors that autograd saves for the backward pass, and at each layer also its input and output: in a frozen part,
-    which saves nothing, these are all. Raises `UserError` where the network does not take such images.
+    which saves nothing, these are all. Blocks with gradient checkpointing save their inputs, and
+    one of them at a time its activations. Raises `UserError` where the network does not take such images.
     """
     dtype = torch.float32 if precision == "no" else {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     tensors = {
@@ -43,19 +45,30 @@ def estimate(model: nn.Module, shape: tuple[int, ...], classes: int, optimizer: 
     }
     held = {tensor.untyped_storage() for tensor in tensors.values()}
     saved: set[torch.UntypedStorage] = set()
+    computed_again: list[set[torch.UntypedStorage]] = []  # of the block that is running, if any
     activations = 0
 
     def save(tensor: Tensor) -> Tensor:
-        saved.add(tensor.untyped_storage())
+        (computed_again[-1] if computed_again else saved).add(tensor.untyped_storage())
         return tensor
 
     def at_layer(_: nn.Module, inputs: tuple, output: object) -> None:
         nonlocal activations
-        alive = {tensor.untyped_storage() for tensor in (*inputs, output) if isinstance(tensor, Tensor)}
-        activations = max(activations, sum(storage.nbytes() for storage in (saved | alive) - held))
+        alive = saved.union(*computed_again, _storages(*inputs, output))
+        activations = max(activations, sum(storage.nbytes() for storage in alive - held))
+
+    def enter_block(_: nn.Module, inputs: tuple) -> None:
+        saved.update(_storages(*inputs))
+        computed_again.append(set())
+
+    def leave_block(*_: object) -> None:
+        computed_again.pop()
 
     layers = [module for module in model.modules() if not any(module.children())]
+    blocks = [module for module in model.modules() if gradient_checkpointing.is_enabled(module)]
     hooks = [layer.register_forward_hook(at_layer) for layer in layers]
+    hooks += [block.register_forward_pre_hook(enter_block) for block in blocks]
+    hooks += [block.register_forward_hook(leave_block) for block in blocks]
     images = torch.empty(shape, device="meta", dtype=dtype)
     try:
         with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
@@ -71,6 +84,12 @@ def estimate(model: nn.Module, shape: tuple[int, ...], classes: int, optimizer: 
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     gradients = sum(4 * p.numel() for p in model.parameters() if p.requires_grad)
     return Memory(weights, gradients, gradients * (1 if optimizer == "sgd" else 2), activations)
+
+
+def _storages(*values: object) -> set[torch.UntypedStorage]:
+    """The storages of tensors, and of those in lists."""
+    flat = [item for value in values for item in (value if isinstance(value, list) else [value])]
+    return {item.untyped_storage() for item in flat if isinstance(item, Tensor)}
 
 
 def advice(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from finetune.training import dropout
+
 
 def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
     """The average of a model's weights and buffers; None where `decay` is 0.
@@ -12,7 +14,9 @@ def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
     Its decay warms up (see `decay_after`), so that it also fits runs of a few hundred steps. Make it before
     `dropout.Masks` patches the model, or the copy has patched layers too.
     """
-    assert not any("forward" in vars(module) for module in model.modules()), "made after dropout was patched"
+    assert not any("forward" in vars(m) for m in model.modules() if isinstance(m, dropout.DROPPING)), (
+        "made after dropout"
+    )
 
     def follow(averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
         if averaged[0].is_floating_point():  # torch gives the tensors of one type at a time

@@ -17,6 +17,7 @@ from finetune.training.checkpoint import Found
 MAY_CHANGE = {
     *("epochs", "patience", "min_delta", "tracker", "project", "output", "checkpoint_every", "keep_checkpoints"),
     *("data", "data_root", "workers", "eval_batch_size", "accumulate", "num_processes", "device", "compile"),
+    "gradient_checkpointing",
     *("cache_dir", "cache_gb", "cache_images", "log_every", "log_model"),
 }
 NO_SETTING = {"versions", "threads", "image_sizes", "git_commit", "resume"}

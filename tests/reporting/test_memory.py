@@ -11,6 +11,7 @@ from torch import nn
 
 from finetune.config.settings import Training
 from finetune.data.sampler import smallest_micro_batch
+from finetune.models import gradient_checkpointing
 from finetune.reporting import memory
 from finetune.training import loss
 
@@ -32,6 +33,15 @@ def test_the_estimated_activations_are_those_that_autograd_saves_and_a_layers_ow
 def test_a_frozen_network_needs_its_largest_layers_input_and_output():
     model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 64), nn.Linear(64, 3)).requires_grad_(False)
     assert memory.estimate(model, (5, 8), 3, "adamw", "no").activations == 4 * 5 * (16 + 64)
+
+
+def test_with_gradient_checkpointing_the_inputs_of_all_blocks_are_kept_and_the_activations_of_one():
+    blocks = [nn.Sequential(nn.Linear(8, 64), nn.Sigmoid(), nn.Linear(64, 8)) for _ in range(3)]
+    model = nn.Sequential(*blocks, nn.Linear(8, 3))
+    # At the last sigmoid: the inputs of all blocks, and the sigmoids' outputs of all; its own input is not saved.
+    assert memory.estimate(model, (5, 8), 3, "sgd", "no").activations == 4 * 5 * (3 * (8 + 64) + 64)
+    gradient_checkpointing.enable(blocks)
+    assert memory.estimate(model, (5, 8), 3, "sgd", "no").activations == 4 * 5 * (3 * 8 + 64 + 64)
 
 
 def advised(count, batch_size, accumulate=1, processes=1, batchnorm=True, activations=10 * GIB, free=5 * GIB):
