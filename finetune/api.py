@@ -15,7 +15,7 @@ from finetune.config.settings import Recipe
 from finetune.data import readers
 from finetune.data.loader import make_loaders
 from finetune.inference.transform import make_transform
-from finetune.models import model_folder, network
+from finetune.models import network, pretrained
 from finetune.reporting import plan
 
 
@@ -25,11 +25,12 @@ def load(run: str | Path) -> tuple[nn.Module, Callable[[Any], Tensor], list[str]
         model, transform, classes = finetune.load("runs/finetune-20250101-120000")
         probabilities = model(transform("bee.jpg")).softmax(1)[0]  # (classes,)
 
-    `run` is a run's folder or a model folder, from any source: no code in it is run. The transform takes a path, a PIL
+    `run` is a run's folder or a model folder, from any source: no code in it is run; or the name of a torchvision
+    model, as it was pretrained on ImageNet. The transform takes a path, a PIL
     image, an array, a tensor (C, H, W) of uint8 or of floats in [0, 1], or a list of them. It returns (N, C, H, W),
     float32, normalised, as in the run's evaluation. Raises `UserError` for a folder that is no model.
     """
-    opened = model_folder.load(run)
+    opened = pretrained.open_model(run)
     return opened.model, make_transform(opened.preprocess), opened.classes
 
 

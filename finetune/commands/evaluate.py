@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from finetune.data.types import ImageSet, Split
     from finetune.inference.predictor import Predictor
     from finetune.training.evaluation import Scores
+    from finetune.training.metrics import Predictions
 
 SHOWN = 10  # errors and confusions in the terminal; classes too, where there are more than twice as many
 
@@ -32,9 +33,12 @@ class Options:
     """
 
     run: RunArgument
-    """A run's folder, or a model folder."""
+    """A run's folder, a model folder, or the name of a torchvision model, as it was pretrained on ImageNet."""
+    weights: str = "default"
+    """Of a torchvision model by name: default, torchvision's, downloaded once; or a .safetensors or .pth file."""
     data: str | None = None
-    """Images, as for train.py. None: the run's. Classes are matched with the model's by name."""
+    """Images, as for train.py. None: the run's. Classes are matched with the model's by name; ImageNet's also in the
+    plural and by WordNet id, and some will do."""
     split: Literal["auto", "train", "val", "test", "all"] = "auto"
     """auto: val; all, for a --data folder without splits."""
     some_classes: bool = False
@@ -70,16 +74,24 @@ def main(arguments: list[str]) -> int:
     from finetune.inference.predictor import open_run
     from finetune.reporting import terminal
 
-    predictor = open_run(options.run, options.precision, options.tta)
+    predictor = open_run(options.run, options.precision, options.tta, options.weights)
     console = terminal.make_console(predictor.accelerator.is_main_process)
     images, imageset = read(predictor, options)
     split, name = choose(images, imageset, options)
-    split = matched(split, imageset.classes, predictor.metadata.classes, options.some_classes)
+    names, some = imageset.classes, options.some_classes
+    if predictor.folder is None:
+        from finetune.models.pretrained import imagenet_names
+
+        names, some = imagenet_names(names), True
+    split = matched(split, names, predictor.metadata.classes, some)
     scores = score(predictor, split, options.batch_size, options.workers)
     if not predictor.accelerator.is_main_process:
         return 0
     about = {"run": str(options.run), "data": images.data, "split": name, "tta": options.tta}
-    metrics = {**about, **measure(scores, predictor.metadata.classes, split.names())}
+    classes = predictor.metadata.classes
+    errors = scores.errors(classes, split.names())
+    first, classes = (scores.first(), classes) if predictor.folder else scores.first().of_occurring(classes)
+    metrics = {**about, **measure(scores, first, classes), "errors": errors}
     if options.abstain:
         metrics["abstain"] = {"below": options.abstain, **coverage(scores, options.abstain)}
     if options.json:
@@ -87,7 +99,7 @@ def main(arguments: list[str]) -> int:
     else:
         show(metrics, imageset.skipped, console)
     if output:
-        write(output, metrics, scores, predictor.metadata.classes)
+        write(output, metrics, first, classes)
     return 0
 
 
@@ -156,26 +168,25 @@ def score(predictor: Predictor, split: Split, batch_size: int, workers: int) -> 
     return evaluate(feed, accelerator, recipe.run.channels_last, fill=batch_size)
 
 
-def measure(scores: Scores, classes: list[str], names: list[str]) -> dict[str, Any]:
-    """All metrics, as values for JSON."""
+def measure(scores: Scores, first: Predictions, classes: list[str]) -> dict[str, Any]:
+    """All metrics, as values for JSON; `first` are the scores' first predictions, of these classes."""
     from finetune.training.metrics import calibration, confusion_matrix, largest_confusions, per_class, wilson
 
     low, high = wilson(scores.accuracy, len(scores.labels))
-    matrix = confusion_matrix(scores.first(), len(classes))
+    matrix = confusion_matrix(first, len(classes))
     return {
         "images": len(scores.labels),
         "loss": scores.loss,
         "accuracy": scores.accuracy,
         "accuracy_interval": [low, high],
         "top5": scores.top5,
-        "calibration_error": calibration(scores.first()).error,
-        "classes": [asdict(row) for row in per_class(scores.first(), classes)],
+        "calibration_error": calibration(first).error,
+        "classes": [asdict(row) for row in per_class(first, classes)],
         "confusion": matrix.tolist(),
         "confusions": [
             {"true": classes[row], "predicted": classes[column], "images": count}
             for row, column, count in largest_confusions(matrix, SHOWN)
         ],
-        "errors": scores.errors(classes, names),
     }
 
 
@@ -206,14 +217,18 @@ def show(metrics: dict[str, Any], skipped: int, console: Console) -> None:
             f"probability {found['below']:g} or more: {found['coverage']:.1%} of the images, {accuracy} on them\n"
         )
     rows = metrics["classes"]
+    if len(rows) > 2 * SHOWN:
+        rows = [row for row in rows if row["images"]]
     many = len(rows) > 2 * SHOWN
-    rows = sorted((row for row in rows if row["images"]), key=lambda row: row["f1"])[:SHOWN] if many else rows
-    table = Table("class", *("images", "precision", "recall", "F1"), box=None, pad_edge=False, title_justify="left",
-                  title=f"The {SHOWN} weakest of {len(metrics['classes'])} classes" if many else None)  # fmt: skip
+    rows = sorted(rows, key=lambda row: row["f1"])[:SHOWN] if many else rows
+    title = f"The {SHOWN} weakest of {len(metrics['classes'])} classes" if many else None
+    columns = ("class", "images", "correct", "precision", "recall", "F1")
+    table = Table(*columns, box=None, pad_edge=False, title=title, title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:
-        table.add_row(row["name"], str(row["images"]), *(f"{row[key]:.3f}" for key in ("precision", "recall", "f1")))
+        shares = (f"{row[key]:.3f}" for key in ("precision", "recall", "f1"))
+        table.add_row(row["name"], str(row["images"]), str(round(row["images"] * row["recall"])), *shares)
     console.print(table)
     if metrics["confusions"]:
         console.print("\nmost confused: true → predicted (images)")
@@ -227,7 +242,7 @@ def show(metrics: dict[str, Any], skipped: int, console: Console) -> None:
         console.print(f"  {row['image']}  {labels}", soft_wrap=True)
 
 
-def write(folder: Path, metrics: dict[str, Any], scores: Scores, classes: list[str]) -> None:
+def write(folder: Path, metrics: dict[str, Any], first: Predictions, classes: list[str]) -> None:
     """Write evaluation.json, errors.csv and charts into a new folder."""
     from finetune.reporting import charts
 
@@ -240,4 +255,4 @@ def write(folder: Path, metrics: dict[str, Any], scores: Scores, classes: list[s
         table = csv.DictWriter(file, ["image", "true", "predicted", "probability", "loss"])
         table.writeheader()
         table.writerows(metrics["errors"])
-    charts.of_predictions(folder, scores.first(), classes, metrics["split"])
+    charts.of_predictions(folder, first, classes, metrics["split"])

@@ -25,12 +25,15 @@ class Options:
     """Export the model as a file that works without this project, and compare it with the model on images."""
 
     run: RunArgument
-    """A run's folder, or a model folder."""
+    """A run's folder, a model folder, or the name of a torchvision model, as it was pretrained on ImageNet."""
     format: Literal["state-dict", "torch-export", "onnx"]
     """state-dict: weights for torchvision's own model, .pth. torch-export: a program for torch.export.load, .pt2. onnx:
     for any ONNX runtime; pip install onnx onnxscript onnxruntime."""
+    weights: str = "default"
+    """Of a torchvision model by name: default, torchvision's, downloaded once; or a .safetensors or .pth file."""
     output: Path | None = None
-    """The new file. None: export/model.pth, .pt2 or .onnx in the run's folder. The classes and the preprocessing are
+    """The new file. None: export/model.pth, .pt2 or .onnx in the run's folder; of a torchvision model, its name in this
+    folder. The classes and the preprocessing are
     written to a .json next to it; .pt2 and .onnx also hold them."""
     half: bool = False
     """Weights in float16, half the size. Images and logits stay float32."""
@@ -46,19 +49,20 @@ def main(arguments: list[str]) -> int:
     options = parse(Options, "python -m finetune export", arguments)
 
     from finetune.inference import export
-    from finetune.models import model_folder
+    from finetune.models import pretrained
 
-    folder = model_folder.find(options.run)
     needed = ("onnx", "onnxscript", "onnxruntime") if options.format == "onnx" else ()
     if any(importlib.util.find_spec(name) is None for name in needed):
         raise UserError("--format onnx needs packages that are not installed: pip install onnx onnxscript onnxruntime")
-    home = folder.parent if folder.name == "model" else folder
-    path = options.output or home / "export" / f"model{export.SUFFIXES[options.format]}"
+    opened = pretrained.open_model(options.run, options.weights)
+    folder, suffix = opened.folder, export.SUFFIXES[options.format]
+    home = Path() if folder is None else folder.parent if folder.name == "model" else folder
+    default = home / "export" / f"model{suffix}" if folder else Path(f"{opened.net.model}{suffix}")
+    path = options.output or default
     new_folder = path.parent if options.output is None and not path.parent.exists() else None
     if new_folder is None:
         path = new_file("--output", path)
         new_file("--output", path.with_name(f"{path.name}.json"))
-    opened = model_folder.load(folder)
     images, source = example_images(opened, home, options.images)
     if new_folder:
         new_folder.mkdir()

@@ -28,9 +28,11 @@ class Options:
     """Classify images with a run's model: one line per image, most probable classes first."""
 
     run: RunArgument
-    """A run's folder, or a model folder."""
+    """A run's folder, a model folder, or the name of a torchvision model, as it was pretrained on ImageNet."""
     images: ImagesArgument
     """Image files, folders (with their subfolders), patterns such as 'photos/*.jpg', or - for a list on stdin."""
+    weights: str = "default"
+    """Of a torchvision model by name: default, torchvision's, downloaded once; or a .safetensors or .pth file."""
     topk: int = 5
     """Classes per image."""
     json: bool = False
@@ -71,7 +73,7 @@ def main(arguments: list[str]) -> int:
 
     from finetune.inference.predictor import open_run, predict
 
-    predictor = open_run(options.run, options.precision, options.tta)
+    predictor = open_run(options.run, options.precision, options.tta, options.weights)
     bar = Console(stderr=True)
     hidden = not bar.is_terminal or sys.stdout.isatty()  # rows in the terminal show the progress
     predictions = predict(predictor, paths, options.topk, options.batch_size, options.workers)

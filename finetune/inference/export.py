@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from finetune.config.settings import Net
 from finetune.errors import UserError
-from finetune.models import architectures
+from finetune.models import architectures, pretrained
 from finetune.models.architectures import Preprocess
 from finetune.models.model_folder import Model
 from finetune.models.weights import with_versions
@@ -95,6 +95,8 @@ def _state_dict(opened: Model, path: Path, images: Tensor, half: bool, about: di
     torch.save(dict(state), path)
     read = torch.load(path, "cpu", weights_only=True)
     read = {key: value.float() if value.is_floating_point() else value for key, value in read.items()}
+    if opened.folder is None:
+        return torch.inference_mode()(pretrained.from_state(opened.net.model, read))
     model = plain_torchvision(opened.net, opened.preprocess, read)
     return torch.inference_mode()(model)
 

@@ -18,7 +18,7 @@ from finetune.config.settings import Recipe
 from finetune.data.decode import load
 from finetune.data.transforms import evaluation_transform, to_input
 from finetune.errors import UserError
-from finetune.models import model_folder
+from finetune.models import pretrained
 from finetune.models.architectures import Preprocess
 from finetune.models.metadata import Metadata
 from finetune.reporting import run_folder
@@ -37,27 +37,32 @@ class Predictor:
     """The run's settings; the defaults for a model folder without its run."""
     has_run: bool
     """Whether the run's settings are known."""
+    folder: Path | None
+    """The model folder; None for a torchvision model as it was pretrained."""
     accelerator: Accelerator
 
 
-def open_run(run: Path, precision: str, tta: bool = False) -> Predictor:
-    """Open a run's folder or a model folder; with `tta`, the model is `Mirrored`.
+def open_run(run: Path, precision: str, tta: bool = False, weights: str = "default") -> Predictor:
+    """Open a run's folder, a model folder or, by name, a torchvision model; with `tta`, the model is `Mirrored`.
 
-    `precision` is that of `--precision`, or `run` for the run's own setting. Without a GPU, fp16 as the run's own
-    setting becomes the best that the device has. Raises `UserError` for a folder that is no model.
+    `weights` are a torchvision model's (see `pretrained.open_model`). `precision` is that of `--precision`, or `run`
+    for the run's own setting. Without a GPU, fp16 as the run's own setting becomes the best that the device has. Raises
+    `UserError` for a folder that is no model.
     """
-    opened = model_folder.load(run)
-    config = opened.folder.parent / run_folder.CONFIG
-    has_run = opened.folder.name == "model" and config.is_file()
+    opened = pretrained.open_model(run, weights)
+    home = opened.folder.parent if opened.folder else Path()
+    config = home / run_folder.CONFIG
+    has_run = opened.folder is not None and opened.folder.name == "model" and config.is_file()
     recipe = recipes.from_config(run_folder.read_json(config)) if has_run else Recipe()
     chosen = recipe.run.precision if precision == "run" else precision
     lacking = precision == "run" and chosen == "fp16" and not torch.accelerator.is_available()
-    accelerator, words = devices.make_accelerator("auto" if lacking else chosen, "none", opened.folder)
+    accelerator, words = devices.make_accelerator("auto" if lacking else chosen, "none", home)
     if lacking and accelerator.is_main_process:
         print(f"The run's precision is fp16, which needs a GPU. Here it is {words}.", file=sys.stderr)
     layout = torch.channels_last if recipe.run.channels_last else torch.contiguous_format
     model = opened.model.to(accelerator.device, memory_format=layout)
-    return Predictor(Mirrored(model).eval() if tta else model, opened.metadata, recipe, has_run, accelerator)
+    model = Mirrored(model).eval() if tta else model
+    return Predictor(model, opened.metadata, recipe, has_run, opened.folder, accelerator)
 
 
 class Mirrored(nn.Module):

@@ -20,12 +20,13 @@ WEIGHTS = "model.safetensors"
 
 @dataclass(frozen=True)
 class Model:
-    """A model that was loaded from a model folder."""
+    """A trained model."""
 
     model: nn.Module
     """In evaluation mode, float32, on the CPU."""
     metadata: Metadata
-    folder: Path
+    folder: Path | None
+    """The model folder; None for a torchvision model as it was pretrained."""
 
     @property
     def net(self) -> Net:

@@ -41,7 +41,7 @@ def build(
         transform = own_transform or transform
     if net.image_size is not None and not restored:
         transform = transform.at_size(net.image_size)
-    model = _torchvision_model(net, family, transform.crop, empty or state is not None)
+    model = torchvision_model(net, family, transform.crop, empty or state is not None)
     if state is not None:
         weights.load(model, family, state, f"--weights {net.weights}", net.model)
     if net.in_channels != 3:
@@ -53,7 +53,7 @@ def build(
 def skeleton(net: Net, classes: int, preprocess: Preprocess) -> nn.Module:
     """The model that `build` makes, with its parameters on the meta device: no memory is allocated."""
     family = find(net.model)
-    model = _torchvision_model(net, family, preprocess.crop, empty=True)
+    model = torchvision_model(net, family, preprocess.crop, empty=True)
     with torch.device("meta"):
         if net.in_channels != 3:
             convert_first_layer(model, family, preprocess, net.in_channels, net.first_layer)
@@ -61,7 +61,7 @@ def skeleton(net: Net, classes: int, preprocess: Preprocess) -> nn.Module:
     return model
 
 
-def _torchvision_model(net: Net, family: Family, side: int, empty: bool) -> nn.Module:
+def torchvision_model(net: Net, family: Family, side: int, empty: bool) -> nn.Module:
     """torchvision's model for square images of this side in pixels; if `empty`, on the meta device."""
     options = dict(family.options)
     if family.size_argument:

@@ -76,16 +76,19 @@ def _read_file(path: Path, given: str) -> dict[str, Tensor]:
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
-def load(model: nn.Module, family: Family, state: dict[str, Tensor], given: str, name: str) -> None:
-    """Load a state dict into all layers but the heads; `given` names it in messages, `name` the model.
+def load(
+    model: nn.Module, family: Family, state: dict[str, Tensor], given: str, name: str, heads: bool = False
+) -> None:
+    """Load a state dict into all layers but the heads, or with `heads` into all.
 
+    `given` names the state dict in messages, `name` the model.
     Raises `UserError` for tensors that are missing, unexpected or of another shape.
     """
     if family.renamed_keys:
         state = {re.sub(*family.renamed_keys, key): value for key, value in state.items()}
-    heads = tuple(f"{path}." for path in (family.head, *family.aux))
-    wanted = {key: value.shape for key, value in model.state_dict().items() if not key.startswith(heads)}
-    state = {key: value for key, value in state.items() if not key.startswith(heads)}
+    left_out = () if heads else tuple(f"{path}." for path in (family.head, *family.aux))
+    wanted = {key: value.shape for key, value in model.state_dict().items() if not key.startswith(left_out)}
+    state = {key: value for key, value in state.items() if not key.startswith(left_out)}
     # BatchNorm's counters may be missing, as in files from before torch 0.4.1: nothing uses them.
     missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in wanted and not key.endswith("num_batches_tracked")]

@@ -33,6 +33,12 @@ class Predictions:
         """(N,) bool."""
         return self.predicted == self.labels
 
+    def of_occurring(self, classes: list[str]) -> tuple[Predictions, list[str]]:
+        """The same predictions, numbered among the classes that are some image's or are predicted; and their names."""
+        kept = np.union1d(self.labels, self.predicted)
+        labels, predicted = np.searchsorted(kept, self.labels), np.searchsorted(kept, self.predicted)
+        return Predictions(labels, predicted, self.confidence), [classes[k] for k in kept]
+
     @classmethod
     def load(cls, path: Path) -> Predictions:
         """The first predictions of a file of scores (`evaluation.Scores.save`), without torch.
