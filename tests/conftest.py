@@ -8,6 +8,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: with a pool of threads, forked processes would hang
 
+import browser as chromium
 import pytest
 import torch
 from support import Started, asks_for_a_gpu, no_pictures, reset_accelerate, restore_signals, with_defaults, write_images
@@ -102,6 +103,23 @@ def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, st
         return code, shown.out, shown.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory):
+    """Headless Chromium, driven by selenium: an empty page on a light, wide screen. For tests marked `browser`."""
+    driver = chromium.start(tmp_path_factory.mktemp("chromium"))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def page(browser):
+    """`browser` with an empty page, without messages and requests of earlier tests."""
+    chromium.emulate(browser)
+    browser.get("about:blank")
+    chromium.console(browser), chromium.requests(browser)
+    return browser
 
 
 @pytest.fixture
