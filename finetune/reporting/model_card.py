@@ -72,7 +72,7 @@ def text(metadata: dict[str, Any], run: RunFiles, counts: dict[str, list[int]]) 
         side=metadata["preprocess"]["crop"],
         fit=FITS[metadata["preprocess"].get("fit", "crop")],
         head=f"an {metadata['head']}" if metadata["head"] == "mlp" else f"a {metadata['head']}",
-        origin=_origin(str(metadata["weights"])),
+        origin=origin(str(metadata["weights"])),
         results="\n".join(_results(summary, config)),
         images="\n".join(_images(classes, counts, summary)),
         recipe=config.get("recipe"),
@@ -116,6 +116,12 @@ def _results(summary: dict[str, Any], config: dict[str, Any]) -> list[str]:
             low, high = metrics.wilson(accuracy, count)
             name = {"val": "validation", "test": "test"}[split]
             lines.append(f"| {count} {name} | {accuracy:.4f} | {low:.3f} to {high:.3f} | {loss} |")
+    lines += ["", choice(summary, config)]
+    return lines
+
+
+def choice(summary: dict[str, Any], config: dict[str, Any]) -> str:
+    """How the weights of a finished run were chosen, and whether the validation images chose them."""
     by = (
         "lowest validation loss"
         if config.get("best_by") == "loss"
@@ -125,23 +131,20 @@ def _results(summary: dict[str, Any], config: dict[str, Any]) -> list[str]:
         ": the test images, scored once at the end, give the unbiased one." if "test_accuracy" in summary else "."
     )
     if "interpolation" in summary:
-        chosen = (
+        return (
             f"The weights are {summary['interpolation']:.0%} of the way from the pretrained network with a solved head "
             f"to those after training. Of four such mixtures they had the {by}. The validation images thus chose the "
             f"weights, which makes their score slightly optimistic{unbiased}"
         )
-    elif summary["epochs_run"]:
-        chosen = (
+    if summary["epochs_run"]:
+        return (
             f"The weights are those of epoch {summary['best_epoch']} of {summary['epochs_run']}, which had the {by}. "
             f"The validation images thus chose the epoch, which makes their score slightly optimistic{unbiased}"
         )
-    else:
-        chosen = (
-            f"The head was solved with an L2 penalty of strength {summary['l2']:.1e}, chosen by held-out training "
-            f"images: the validation images chose no weights."
-        )
-    lines += ["", chosen]
-    return lines
+    return (
+        f"The head was solved with an L2 penalty of strength {summary['l2']:.1e}, chosen by held-out training "
+        f"images: the validation images chose no weights."
+    )
 
 
 def _images(classes: list[str], counts: dict[str, list[int]], summary: dict[str, Any]) -> list[str]:
@@ -160,7 +163,8 @@ def _settings(config: dict[str, Any]) -> list[str]:
     return [f"{name.replace('_', ' ')} {config[name]}" for name in TUNED if config.get(name) is not None]
 
 
-def _origin(weights: str) -> str:
+def origin(weights: str) -> str:
+    """What a network's first weights were, in words; a file by its name alone."""
     known = {"default": "torchvision's ImageNet weights", "none": "random weights", "starter": "the starter's weights"}
     return known.get(weights, f"the weights in `{Path(weights).name}`")
 

@@ -50,6 +50,14 @@ class Row:
     batchnorm: str
     """See `Network.batchnorm`."""
 
+    def when(self, epochs: int) -> str:
+        """When it is trained, in words, in a run of so many epochs."""
+        if self.start is None:
+            return "solved" if self.solved else "frozen"
+        words = "from the start" if self.start == 0 else f"from epoch {self.start + 1}"
+        words += f", after the last ({epochs})" if self.start >= epochs else ""
+        return f"solved, then {words}" if self.solved else words
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -242,14 +250,10 @@ def show(plan: Plan) -> Group:
         right = name in ("parameters", "lr", "decay")
         grid.add_column(name, justify="right" if right else "left", no_wrap=True, min_width=width)
     for row in plan.rows:
-        if row.start is None:
-            cells, style = (("solved", "", ""), "") if row.solved else (("frozen", "", ""), "dim")
-        else:
-            when = "from the start" if row.start == 0 else f"from epoch {row.start + 1}"
-            never = row.start >= plan.epochs
-            when += f", after the last ({plan.epochs})" if never else ""
-            when = f"solved, then {when}" if row.solved else when
-            cells, style = (when, f"{row.lr:.3g}", f"{row.weight_decay:.3g}"), "dim" if never else ""
+        trained = row.start is not None and row.start < plan.epochs
+        numbers = ("", "") if row.start is None else (f"{row.lr:.3g}", f"{row.weight_decay:.3g}")
+        style = "" if trained or (row.start is None and row.solved) else "dim"
+        cells = (row.when(plan.epochs), *numbers)
         grid.add_row(row.name, row.modules, f"{row.parameters:,}", *cells, row.batchnorm, style=style)
     notes = Table(box=None, show_header=False, pad_edge=False)
     notes.add_column(style="bold", no_wrap=True)
