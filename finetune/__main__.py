@@ -11,6 +11,7 @@ COMMANDS = {
     "predict": "classify images",
     "evaluate": "score a run on labelled images: accuracy, per-class metrics, calibration, errors",
     "compare": "compare runs in one table, and their curves in one chart",
+    "report": "write one HTML page of a run, a cross-validation or several runs",
     "plot": "draw a run's charts and image grids again",
     "push": "upload a model and its card to the Hugging Face Hub",
     "cache": "list or clear cached activations and decoded images",
