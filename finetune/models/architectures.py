@@ -59,6 +59,8 @@ class Family:
     never have it."""
     renamed_keys: tuple[str, str] | None = None
     """A (pattern, replacement) for outdated keys of published weights."""
+    token_norm: str = ""
+    """If the model has tokens and no map: the path, in a block, of the norm before its attention."""
 
 
 def _blocks(*starts: int) -> tuple[str, ...]:
@@ -183,7 +185,7 @@ FAMILIES = (
         "vit_b_16 vit_b_32 vit_l_16 vit_l_32 vit_h_14",
         ("conv_proj class_token encoder.pos_embedding encoder.dropout", "encoder.layers.* encoder.ln", "heads"),
         "heads.head", "conv_proj", "", "heads",
-        size_argument="image_size", no_decay=("class_token", "pos_embedding"),
+        size_argument="image_size", no_decay=("class_token", "pos_embedding"), token_norm="ln_1",
     ),
     Family(
         "maxvit_t",
