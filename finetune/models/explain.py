@@ -1,13 +1,13 @@
-"""Heat maps: which parts of an image add to the logit of a class.
+"""Heat maps: which parts of an image speak for a class.
 
-The method is HiResCAM (Draelos & Carin 2020, "Use HiResCAM instead of Grad-CAM for faithful explanations of
-convolutional neural networks"): gradient times activation of a feature map, summed over its channels. Where the map is
-averaged and a linear layer follows, that is CAM (Zhou et al. 2016) and Grad-CAM (Selvaraju et al. 2017). Elsewhere
-Grad-CAM averages the gradient over the map, and can be bright where the head does not look.
+Grad-CAM (Selvaraju et al. 2017) for models with a feature map: each channel is weighted by its mean gradient. At a last
+map that is averaged before a linear layer, that is CAM (Zhou et al. 2016). HiResCAM (Draelos & Carin 2020) for tokens:
+each has its own gradient, which contains the attention to it.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -21,63 +21,69 @@ from finetune.models.architectures import Family, Preprocess, find, stages
 from finetune.recipes import depth_name
 
 CELLS = 4  # per side; a coarser map hardly says where
-OPACITY = 0.5  # of the colours over the picture: the picture keeps half of its contrast
+OPACITY = 0.5  # of the colours over the picture, which keeps half of its contrast
 
 
 class _Layer(NamedTuple):
-    """A layer whose output has a value for each place of the image."""
+    """A layer whose output has a value for each cell of a grid over the image."""
 
     path: str
     depth: int
-    side: int
-    """Places per side of a square image."""
-    places: str
-    """Their name: `cells` of a map, or `tokens`."""
     channels: int
     """The axis of channels: 1 in (N, C, h, w), 3 in (N, h, w, C), 2 in tokens (N, 1 + h * w, C), class token first."""
+    side: int
+    """Cells per side of a square image."""
+    step: int
+    """Pixels from one cell to the next."""
+    first: float
+    """The pixel, from 0, at the centre of the first cell's receptive field. Strided convolutions put it at the edge."""
 
 
 class Explainer:
-    """Heat maps of a model's logits, from the last layer with at least `CELLS` places a side."""
+    """Heat maps of a model's logits, from its last layer with at least `CELLS` cells a side."""
 
     method: str
-    """For captions, such as "HiResCAM at stage 4, 7 × 7 cells"."""
+    """For captions, such as "Grad-CAM at stage 4, 7 × 7 cells"."""
 
     def __init__(self, model: nn.Module, family: Family, preprocess: Preprocess) -> None:
-        """Put the model into evaluation mode, and run it once to see its maps' sizes."""
-        self.model = model.eval()
-        depths = stages(model, family)
-        image = torch.zeros(1, len(preprocess.mean), preprocess.crop, preprocess.crop)
-        layers = _layers(self.model, depths, family.token_norm, image)
+        """Put the model into evaluation mode, and run it once to see its maps."""
+        self.model, depths = model.eval(), stages(model, family)
+        layers = _layers(self.model, depths, family.token_norm, preprocess)
         self.layer = max(layers, key=lambda layer: (min(layer.side, CELLS), layers.index(layer)))
         name, side = depth_name(self.layer.depth, len(depths)), self.layer.side
-        self.method = f"HiResCAM at {name}, {side} × {side} {self.layer.places}"
+        tokens = self.layer.channels == 2
+        self.method = (
+            f"{'HiResCAM' if tokens else 'Grad-CAM'} at {name}, {side} × {side} {'tokens' if tokens else 'cells'}"
+        )
 
     def __call__(self, x: Tensor, classes: Tensor) -> Tensor:
         """Heat maps of one class per image, whatever the gradient mode of the caller; no gradient is left behind.
 
         `x` is the model's input (N, C, H, W), normalised; `classes` are (N,) int64. Returns (N, H, W), float32, on the
-        CPU: in [0, 1], the brightest place of each image 1, and places that speak against the class 0. A map of zeros
-        says that none speaks for it.
+        CPU: in [0, 1], the brightest pixel of each image 1, and what speaks against the class 0. A map of zeros says
+        that nothing speaks for it.
         """
-        device, kept = next(self.model.parameters()).device, []
+        device = next(self.model.parameters()).device
+        with torch.inference_mode(False), torch.enable_grad():
+            # Copies, since autograd takes no tensors of inference mode.
+            values, gradients = self._differentiate(x.to(device).clone(), classes.to(device).clone())
+        cells = _cells(values, gradients, self.layer).relu()  # (N, h, w)
+        heat = _resize(cells, self.layer, x.shape[2], x.shape[3])  # (N, H, W)
+        most = heat.amax((1, 2), keepdim=True)
+        return (heat / torch.where(most > 0, most, 1)).cpu()
+
+    def _differentiate(self, x: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer's output, and the gradient of each image's chosen logit by it."""
+        kept: list[Tensor] = []
 
         def cut(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             kept.append(output.detach().clone().requires_grad_())
             return kept[0].clone()  # the next layer may work in place
 
-        with torch.inference_mode(False), torch.enable_grad():
-            x, classes = x.to(device).clone(), classes.to(device).clone()  # autograd takes none of inference mode
-            with self.model.get_submodule(self.layer.path).register_forward_hook(cut):
-                logits = self.model(x)  # (N, classes)
-            chosen = logits.gather(1, classes[:, None]).sum()
-            (gradients,) = torch.autograd.grad(chosen, kept)
-        cells = (kept[0].detach() * gradients).sum(self.layer.channels)  # (N, h, w), or (N, 1 + h * w)
-        if cells.ndim == 2:
-            cells = cells[:, 1:].unflatten(1, (-1, self.layer.side))
-        heat = F.interpolate(cells.float().relu()[:, None], x.shape[-2:], mode="bilinear")[:, 0]  # (N, H, W)
-        most = heat.amax((1, 2), keepdim=True)
-        return (heat / torch.where(most > 0, most, 1)).cpu()
+        with self.model.get_submodule(self.layer.path).register_forward_hook(cut):
+            logits = self.model(x)  # (N, classes)
+        (gradients,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), kept)
+        return kept[0].detach().float(), gradients.float()
 
 
 def make_explainer(model: nn.Module, net: Net, preprocess: Preprocess) -> Explainer:
@@ -86,28 +92,63 @@ def make_explainer(model: nn.Module, net: Net, preprocess: Preprocess) -> Explai
 
 
 @torch.no_grad()
-def _layers(model: nn.Module, depths: list[list[str]], norm: str, image: Tensor) -> list[_Layer]:
-    """The layers whose output has a value for each place of a square image (1, C, H, H), in the forward pass's order.
+def _layers(model: nn.Module, depths: list[list[str]], token_norm: str, preprocess: Preprocess) -> list[_Layer]:
+    """The layers whose output covers the image, in the order of the forward pass; see `Family.token_norm`."""
+    modules, found = dict(model.named_modules()), []
+    side, step, first = preprocess.crop, 1, 0.0  # of the smallest map so far
 
-    They are feature maps and, in the last block of a transformer, its `Family.token_norm`.
-    """
-    modules, found, hooks = dict(model.named_modules()), [], []
-    of_path = {path: depth for depth, paths in enumerate(depths) for path in paths if path in modules}
-    tokens = f"{depths[-2][0]}.{norm}" if norm else None
-    for path, depth in [*of_path.items(), *([(tokens, len(depths) - 2)] if norm else [])]:
+    def shrink(kernel: int, stride: int, padding: int, new: int) -> None:
+        nonlocal side, step, first
+        first += ((kernel - 1) / 2 - padding) * step
+        side, step = new, step * stride
 
-        def look(_: nn.Module, __: tuple[Tensor, ...], output: Tensor, path: str = path, depth: int = depth) -> None:
-            shape = output.shape
-            if path == tokens:
-                found.append(_Layer(path, depth, round((shape[1] - 1) ** 0.5), "tokens", 2))
-            elif len(shape) == 4:  # the two axes of a square image's map have the same length
-                found.append(_Layer(path, depth, shape[2], "cells", 1 if shape[2] == shape[3] else 3))
+    def after_window(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        if inputs[0].shape[-1] == side > output.shape[-1]:  # of parallel branches, the first counts
+            sizes = (module.kernel_size, module.stride, module.padding)
+            shrink(*(size if isinstance(size, int) else size[-1] for size in sizes), output.shape[-1])
 
-        hooks.append(modules[path].register_forward_hook(look))
+    def after_layer(module: nn.Module, inputs: tuple[Tensor], output: Tensor, path: str, depth: int) -> None:
+        shape = output.shape
+        if path == tokens:
+            found.append(_Layer(path, depth, 2, side, step, first))
+        elif len(shape) == 4:
+            if shape[2] < side:  # Swin's merging of patches, which has no window
+                shrink(side // shape[2], side // shape[2], 0, shape[2])
+            # The two axes of a square image's map have the same length.
+            found.append(_Layer(path, depth, 1 if shape[2] == shape[3] else 3, side, step, first))
+
+    windows = [module for module in modules.values() if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d)]
+    hooks = [module.register_forward_hook(after_window) for module in windows]
+    tokens = f"{depths[-2][0]}.{token_norm}" if token_norm else None
+    depth_of = {path: depth for depth, paths in enumerate(depths) for path in paths if path in modules}
+    for path, depth in {**depth_of, **({tokens: len(depths) - 2} if tokens else {})}.items():
+        hooks.append(modules[path].register_forward_hook(partial(after_layer, path=path, depth=depth)))
+    image = torch.zeros(1, len(preprocess.mean), preprocess.crop, preprocess.crop)
     model(image.to(next(model.parameters()).device))
     for hook in hooks:
         hook.remove()
     return found
+
+
+def _cells(values: Tensor, gradients: Tensor, layer: _Layer) -> Tensor:
+    """What each cell adds to the logit, to first order: (N, h, w)."""
+    if layer.channels == 2:
+        return (values * gradients).sum(2)[:, 1:].unflatten(1, (layer.side, layer.side))
+    places = (2, 3) if layer.channels == 1 else (1, 2)
+    return (values * gradients.mean(places, keepdim=True)).sum(layer.channels)
+
+
+def _resize(cells: Tensor, layer: _Layer, height: int, width: int) -> Tensor:
+    """Cells (N, h, w) → (N, H, W), bilinear between their centres, constant outside of them."""
+
+    def positions(pixels: int, count: int) -> Tensor:
+        """Each pixel's position, from the first cell (-1) to the last (1)."""
+        return (torch.arange(pixels, device=cells.device) - layer.first) / layer.step * 2 / max(1, count - 1) - 1
+
+    rows, columns = positions(height, cells.shape[1]), positions(width, cells.shape[2])
+    grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1)  # (H, W, 2)
+    grid = grid.expand(len(cells), -1, -1, -1)
+    return F.grid_sample(cells[:, None], grid, padding_mode="border", align_corners=True)[:, 0]
 
 
 def to_picture(image: Tensor) -> Image.Image:
