@@ -29,3 +29,15 @@ def new_file(flag: str, path: Path | None) -> Path | None:
     if not path.absolute().parent.is_dir():
         raise UserError(f"{flag} {path}: there is no folder {path.parent}. Make it first.")
     return path
+
+
+def empty_folder(flag: str, path: Path | None) -> Path | None:
+    """The path of a folder to write into, `~` expanded. Raises `UserError` where something is there already."""
+    if path is None:
+        return None
+    path = path.expanduser()
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{flag} {path} is a file. Name a folder.")
+    if path.is_dir() and any(path.iterdir()):
+        raise UserError(f"{flag} {path} is not empty. Name a new folder, or empty it.")
+    return path

@@ -7,12 +7,12 @@ import glob
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from finetune.commands import ImagesArgument, RunArgument, new_file
+from finetune.commands import ImagesArgument, RunArgument, empty_folder, new_file
 from finetune.config.command_line import parse
 from finetune.data.image_files import EXTENSIONS, is_image
 from finetune.errors import UserError
@@ -41,6 +41,9 @@ class Options:
     """Comma-separated values with a header."""
     grid: Path | None = None
     """Also draw the first images with their predictions: a new .png file."""
+    explain: Path | None = None
+    """Also draw where the model looked: a picture per image, under the heat map of its first class, into a new or empty
+    folder. --json and --csv name its path as explanation."""
     abstain: float = 0.0
     """Give no class to an image whose highest probability is below this. --json: class is null, and each row says
     whether it is abstained, as does a column of --csv. The probabilities stay. 0: always give one."""
@@ -65,7 +68,9 @@ def main(arguments: list[str]) -> int:
     check_abstain(options.abstain)
     if options.json and options.csv:
         raise UserError("--json or --csv: choose one.")
-    grid = new_file("--grid", options.grid)
+    if options.explain and options.tta:
+        raise UserError("--explain shows what one view says, not two: leave out --tta.")
+    grid, folder = new_file("--grid", options.grid), empty_folder("--explain", options.explain)
     paths = find(options.images)
 
     from rich.console import Console
@@ -74,11 +79,18 @@ def main(arguments: list[str]) -> int:
     from finetune.inference.predictor import open_run, predict
 
     predictor = open_run(options.run, options.precision, options.tta, options.weights)
+    explain = None
+    if folder:
+        from finetune.inference.heat_maps import HeatMaps
+
+        heat_maps = HeatMaps(folder, predictor, paths)
+        explain = heat_maps.write
+        print(f"Heat maps of each image's first class, in {folder}: {heat_maps.explainer.method}", file=sys.stderr)
     bar = Console(stderr=True)
     hidden = not bar.is_terminal or sys.stdout.isatty()  # rows in the terminal show the progress
     predictions = predict(predictor, paths, options.topk, options.batch_size, options.workers)
     tracked = track(predictions, "images", len(paths), console=bar, transient=True, disable=hidden)
-    first, bad, abstained = write(tracked, predictor.metadata.classes, options)
+    first, bad, abstained = write(tracked, predictor.metadata.classes, options, explain)
     if options.abstain:
         count = f"{abstained} of {len(paths)} images"
         print(f"No class for {count}: their highest probability is below {options.abstain:g}.", file=sys.stderr)
@@ -125,8 +137,13 @@ def find(words: Iterable[str]) -> list[str]:
     return paths
 
 
-def write(predictions: Iterable[Prediction], classes: list[str], options: Options) -> tuple[list[Prediction], int, int]:
-    """Print each prediction.
+def write(
+    predictions: Iterable[Prediction],
+    classes: list[str],
+    options: Options,
+    explain: Callable[[Prediction], Path] | None,
+) -> tuple[list[Prediction], int, int]:
+    """Print each prediction; `explain` draws its heat map.
 
     Returns the first ones, for the grid, and the numbers of images that do not decode and that get no class.
     """
@@ -135,7 +152,8 @@ def write(predictions: Iterable[Prediction], classes: list[str], options: Option
     columns = [f"{name}_{k}" for k in range(1, count + 1) for name in ("class", "probability")]
     table = csv.writer(sys.stdout, lineterminator="\n") if options.csv else None
     if table:
-        table.writerow(["path", "error", *(["abstained"] if options.abstain else []), *columns])
+        more = [*(["abstained"] if options.abstain else []), *(["explanation"] if explain else [])]
+        table.writerow(["path", "error", *more, *columns])
     for prediction in predictions:
         bad += bool(prediction.error)
         if options.grid and len(first) < GRID and not prediction.error:
@@ -143,13 +161,15 @@ def write(predictions: Iterable[Prediction], classes: list[str], options: Option
         top = [(classes[k], probability) for k, probability in prediction.top]
         unsure = bool(top) and top[0][1] < options.abstain
         abstained += unsure
+        drawn = str(explain(prediction)) if explain and top else ""
         if table:
-            mark = [str(unsure).lower()] if options.abstain else []
-            table.writerow([prediction.path, prediction.error, *mark, *(value for pair in top for value in pair)])
+            more = [*([str(unsure).lower()] if options.abstain else []), *([drawn] if explain else [])]
+            table.writerow([prediction.path, prediction.error, *more, *(value for pair in top for value in pair)])
         elif options.json:
             found = as_object(prediction, top)
             if options.abstain and top:
                 found |= {"class": None if unsure else found["class"], "abstained": unsure}
+            found |= {"explanation": drawn} if drawn else {}
             print(json.dumps(found, ensure_ascii=False))
         else:
             shown = "  ".join(f"{name} {probability:.1%}" for name, probability in top)

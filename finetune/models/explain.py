@@ -105,7 +105,8 @@ def _layers(model: nn.Module, depths: list[list[str]], token_norm: str, preproce
     def after_window(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         if inputs[0].shape[-1] == side > output.shape[-1]:  # of parallel branches, the first counts
             sizes = (module.kernel_size, module.stride, module.padding)
-            shrink(*(size if isinstance(size, int) else size[-1] for size in sizes), output.shape[-1])
+            kernel, stride, padding = (size if isinstance(size, int) else size[-1] for size in sizes)
+            shrink(kernel, stride, padding, output.shape[-1])
 
     def after_layer(module: nn.Module, inputs: tuple[Tensor], output: Tensor, path: str, depth: int) -> None:
         shape = output.shape

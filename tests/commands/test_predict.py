@@ -123,3 +123,56 @@ def test_predict_draws_a_new_grid_only(trained, call, image_folder, tmp_path):
     code, out, err = call("predict", trained / "fast", image_folder / "val", "--grid", grid)
     assert (code, out) == (2, "")
     assert "exists already" in err
+
+
+def test_heat_maps_are_one_per_image_and_keep_folders_apart(trained, call, image_folder, tmp_path, monkeypatch):
+    photos = shutil.copytree(image_folder / "val", tmp_path / "photos")
+    shutil.copy(photos / "red" / "00.jpg", photos / "red" / "00.png")
+    (photos / "red" / "bad.jpg").write_text("no image")
+    monkeypatch.chdir(photos / "blue")
+    images = ("../red", "00.jpg", photos / "blue" / "00.jpg")  # one image twice, by two names
+    rows = {}
+    for form in ("--json", "--csv"):
+        folder = tmp_path / form
+        code, out, err = call("predict", trained / "fast", *images, "--explain", folder, form, "--abstain", "0.01")
+        assert code == 2
+        assert "1 of 7 images could not be read" in err
+        assert err.count(f"Heat maps of each image's first class, in {folder}: Grad-CAM at stage ") == 1
+        rows[form] = [json.loads(line) for line in out.splitlines()] if form == "--json" else list(
+            csv.DictReader(io.StringIO(out)))  # fmt: skip
+        written = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        assert written == {
+            "red/00.jpg.png", "red/00.png.png", "red/01.jpg.png", "red/02.jpg.png", "blue/00.jpg.png"
+        }  # fmt: skip
+        for row in rows[form]:
+            if row.get("error"):
+                assert not row.get("explanation")
+                continue
+            assert row[
+                "explanation"
+            ] == f"{folder}/{row['path'].replace(f'{photos}/', '').removeprefix('../')}.png".replace(
+                f"{folder}/00", f"{folder}/blue/00"
+            )
+            assert Image.open(row["explanation"]).size == (32, 32)
+        assert len(rows[form]) == 7
+    assert (tmp_path / "--csv" / "red" / "00.jpg.png").read_bytes() == (
+        tmp_path / "--json" / "red" / "00.jpg.png"
+    ).read_bytes()
+
+
+def test_heat_maps_go_into_an_empty_folder_only(trained, call, image_folder, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    image = image_folder / "val" / "red" / "00.jpg"
+    cases = [
+        ((tmp_path / "full",), "is not empty"),
+        ((tmp_path / "full" / "file",), "is a file"),
+        ((tmp_path / "full" / "file" / "in",), "cannot be made"),
+        ((tmp_path / "new", "--tta"), "leave out --tta"),
+    ]
+    before = sorted(tmp_path.rglob("*"))
+    for arguments, message in cases:
+        code, out, err = call("predict", trained / "fast", image, "--explain", *arguments)
+        assert (code, out) == (2, "")
+        assert message in err
+    assert sorted(tmp_path.rglob("*")) == before
