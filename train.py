@@ -179,7 +179,7 @@ def main(arguments: list[str]) -> int:
 
     if main_process:
         summary = records.summary(state, epochs, scores, calibrated, temperature, loaders, accelerator)
-        results.write(output, summary, calibrated, loaders, classes, console)
+        results.write(output, summary, calibrated, loaders, classes, net, console)
         tracker.log_end(state.step, output, summary, calibrated["val"], loaders["val"].dataset, classes)
         console.print(terminal.ending(summary, output, training), soft_wrap=True)
     checkpoints.finish()

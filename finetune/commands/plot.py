@@ -34,6 +34,7 @@ def main(arguments: list[str]) -> int:
     from finetune.data import readers
     from finetune.data.loader import make_loaders
     from finetune.inference.predictor import open_run
+    from finetune.models.explain import make_explainer
     from finetune.reporting import charts, image_grids, run_folder
     from finetune.training.evaluation import Scores
 
@@ -57,7 +58,9 @@ def main(arguments: list[str]) -> int:
         loaders = make_loaders(imageset.splits, predictor.metadata.preprocess, recipe, predictor.accelerator)
         if scores is None or scores.labels.tolist() != imageset.splits["val"].labels:
             scores = _score(predictor, loaders["val"])
-        image_grids.of_run(folder, loaders, scores, predictor.metadata.classes)
+        known = predictor.metadata
+        explainer = make_explainer(predictor.model, known.net, known.preprocess)
+        image_grids.of_run(folder, loaders, scores, known.classes, explainer)
     if scores is not None:
         charts.of_predictions(folder, scores.first(), predictor.metadata.classes, "Validation")
     print(f"Pictures  {folder}")

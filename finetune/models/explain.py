@@ -47,7 +47,7 @@ class Explainer:
 
     def __init__(self, model: nn.Module, family: Family, preprocess: Preprocess) -> None:
         """Put the model into evaluation mode, and run it once to see its maps."""
-        self.model, depths = model.eval(), stages(model, family)
+        self.model, self.preprocess, depths = model.eval(), preprocess, stages(model, family)
         layers = _layers(self.model, depths, family.token_norm, preprocess)
         self.layer = max(layers, key=lambda layer: (min(layer.side, CELLS), layers.index(layer)))
         name, side = depth_name(self.layer.depth, len(depths)), self.layer.side

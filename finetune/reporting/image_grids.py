@@ -8,13 +8,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
-from torchvision.transforms.v2.functional import to_pil_image
 
 from finetune.data.dataset import Draw, Samples
+from finetune.data.transforms import to_input
+from finetune.models.explain import Explainer, overlay, to_picture
 from finetune.reporting.palette import ORANGE
 from finetune.runtime import files
 from finetune.training.evaluation import Scores
@@ -25,8 +27,8 @@ TILE, GAP, LINE = 190, 14, 17  # pixels: a picture's side, the space between two
 class _Picture(NamedTuple):
     """One picture of a grid."""
 
-    image: Tensor
-    """(C, H, W), uint8 or in [0, 1]; shown in grey where it has fewer than three channels."""
+    image: Tensor | Image.Image
+    """A tensor is (C, H, W), uint8 or in [0, 1]; shown in grey where it has fewer than three channels."""
     title: str
     """At most two lines, shortened to fit."""
     framed: bool = False
@@ -48,8 +50,7 @@ def _grid(path: Path, columns: int, title: str, pictures: Sequence[_Picture]) ->
     draw.text((canvas.width // 2, LINE), title, "black", larger, "mm")
     for k, (image, text, framed) in enumerate(pictures):
         x, y = GAP + k % columns * step, top + k // columns * (step + 2 * LINE) + 2 * LINE
-        seen = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
-        square = to_pil_image(seen).resize((TILE, TILE))
+        square = (to_picture(image) if isinstance(image, Tensor) else image).resize((TILE, TILE))
         if framed:
             draw.rectangle((x - 4, y - 4, x + TILE + 3, y + TILE + 3), fill=ORANGE)
         canvas.paste(square, (x, y))
@@ -81,22 +82,28 @@ def _spread(labels: list[int], count: int) -> list[int]:
 
 def predictions(path: Path, samples: Samples, scores: Scores, classes: list[str]) -> None:
     """A grid of validation images, "predicted | true"; wrong predictions are framed."""
-    _scored(path, samples, scores, classes, _spread(samples.split.labels, 25), "Validation: predicted | true")
+    chosen = _spread(samples.split.labels, 25)
+    _grid(path, 5, "Validation: predicted | true", _scored(samples, scores, classes, chosen))
 
 
-def top_losses(path: Path, samples: Samples, scores: Scores, classes: list[str]) -> None:
-    """The validation images with the largest losses."""
-    worst = scores.losses.argsort(descending=True)[:20].tolist()
-    _scored(path, samples, scores, classes, worst, "Largest losses: predicted | true")
+def top_losses(path: Path, samples: Samples, scores: Scores, classes: list[str], explainer: Explainer) -> None:
+    """The validation images with the largest losses, each beside its heat map for the predicted class."""
+    worst, pictures = scores.losses.argsort(descending=True)[:20].tolist(), []
+    for index, picture in zip(worst, _scored(samples, scores, classes, worst), strict=True):
+        x = to_input(picture.image[None], explainer.preprocess, torch.device("cpu"), channels_last=True)
+        (heat,) = explainer(x, scores.predictions[index, :1])
+        pictures += [picture, _Picture(overlay(picture.image, heat), "")]
+    title = f"Largest losses: predicted | true. On the right: what speaks for the predicted class ({explainer.method})"
+    _grid(path, 8, title, pictures)
 
 
-def _scored(path: Path, samples: Samples, scores: Scores, classes: list[str], chosen: list[int], title: str) -> None:
+def _scored(samples: Samples, scores: Scores, classes: list[str], chosen: list[int]) -> list[_Picture]:
     pictures = []
     for index in chosen:
         predicted, label = int(scores.predictions[index, 0]), int(scores.labels[index])
         names = f"{scores.probabilities[index, 0]:.0%} {classes[predicted]}\n| {classes[label]}"
         pictures.append(_Picture(samples[Draw(0, index, 1.0)][0], names, framed=predicted != label))
-    _grid(path, 5, title, pictures)
+    return pictures
 
 
 def answers(path: Path, found: list[Any], classes: list[str]) -> None:
@@ -115,8 +122,10 @@ def preview(folder: Path, loaders: dict[str, DataLoader], classes: list[str]) ->
     return path
 
 
-def of_run(folder: Path, loaders: dict[str, DataLoader], scores: Scores, classes: list[str]) -> None:
-    """All image grids of a run; `scores` are the best epoch's on the validation split."""
+def of_run(
+    folder: Path, loaders: dict[str, DataLoader], scores: Scores, classes: list[str], explainer: Explainer
+) -> None:
+    """All image grids of a run; `scores` are the best epoch's on the validation split, the explainer its model's."""
     preview(folder, loaders, classes)
     predictions(folder / "predictions.png", loaders["val"].dataset, scores, classes)
-    top_losses(folder / "top_losses.png", loaders["val"].dataset, scores, classes)
+    top_losses(folder / "top_losses.png", loaders["val"].dataset, scores, classes, explainer)

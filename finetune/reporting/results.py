@@ -10,6 +10,8 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch.utils.data import DataLoader
 
+from finetune.models.explain import Explainer
+from finetune.models.network import Network
 from finetune.reporting import image_grids, model_card, run_folder, terminal
 from finetune.reporting.trackers import Tracker
 from finetune.training.evaluation import Scores
@@ -34,9 +36,10 @@ def write(
     by_split: dict[str, Scores],
     loaders: dict[str, DataLoader],
     classes: list[str],
+    network: Network,
     console: Console,
 ) -> None:
-    """Write the results into the run's folder; `by_split` are the scores of the saved model.
+    """Write the results into the run's folder; `by_split` are the scores of the saved model, the network's.
 
     An error in a picture is printed and costs no result.
     """
@@ -50,14 +53,15 @@ def write(
         run_folder.read(output), {name: [found[k] for k in range(len(classes))] for name, found in counts.items()}
     )
     try:
-        draw(output, loaders, scores, classes)
+        draw(output, loaders, scores, classes, network)
     except Exception as error:
         console.print(f"The pictures could not all be drawn ({type(error).__name__}: {error}).", soft_wrap=True)
 
 
-def draw(output: Path, loaders: dict[str, DataLoader], scores: Scores, classes: list[str]) -> None:
+def draw(output: Path, loaders: dict[str, DataLoader], scores: Scores, classes: list[str], network: Network) -> None:
     """Draw all pictures into the run's plots/."""
-    image_grids.of_run(output / "plots", loaders, scores, classes)
+    explainer = Explainer(network.evaluated, network.family, network.preprocess)
+    image_grids.of_run(output / "plots", loaders, scores, classes, explainer)
 
     from finetune.reporting import charts  # imports matplotlib, which takes long and may fail
 
