@@ -9,6 +9,7 @@ from finetune.runtime import entry
 
 COMMANDS = {
     "predict": "classify images",
+    "embed": "write the features of images, and draw them in a plane",
     "evaluate": "score a run on labelled images: accuracy, per-class metrics, calibration, errors",
     "compare": "compare runs in one table, and their curves in one chart",
     "report": "write one HTML page of a run, a cross-validation or several runs",

@@ -8,7 +8,7 @@ from torch.func import functional_call
 
 from finetune.config.settings import Net
 from finetune.errors import UserError
-from finetune.models.architectures import Family
+from finetune.models.architectures import Family, find
 
 
 class Pool(nn.Module):
@@ -117,3 +117,13 @@ def _features(model: nn.Module, channels: int, image_size: int) -> int:
         features = functional_call(model.eval(), on_meta, (images,)).shape[1]
     model.train(training)
     return features
+
+
+def after_pool(model: nn.Module, net: Net) -> nn.Module:
+    """The module whose input are a model's features (N, D): its head. SqueezeNet's gets a map (N, D, h, w)."""
+    family = find(net.model)
+    head = model.get_submodule(family.head)
+    if net.pool_size is None and (net.head == "linear" or (net.head == "mlp" and isinstance(head, nn.Sequential))):
+        return head
+    layers = list(model.get_submodule(family.tail))  # `_replace_tail` has made them
+    return layers[[isinstance(layer, nn.Flatten) for layer in layers].index(True) + 1]

@@ -1,0 +1,83 @@
+"""`embed`: the features of images, as a file and as a picture."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from finetune.commands import ImagesArgument, RunArgument, new_file
+from finetune.commands.predict import find
+from finetune.config.command_line import parse
+from finetune.errors import UserError
+
+LEAST = 5  # images of a picture
+
+
+@dataclass(frozen=True)
+class Options:
+    """Write the features of images: what a model's head gets, pooled, with the predicted class and its probability."""
+
+    run: RunArgument
+    """A run's folder, or a model folder."""
+    images: ImagesArgument
+    """Image files, folders (with their subfolders), patterns such as 'photos/*.jpg', or - for a list on stdin. The name
+    of an image's folder is its label, where it is one of the model's classes."""
+    output: Annotated[Path, tyro.conf.arg(metavar="FILE")]
+    """A new .npz file, for NumPy, or .parquet file, for data frames."""
+    picture: Path | None = None
+    """Also draw the images in a plane (t-SNE), similar ones close together, with errors marked: a new .png file."""
+    batch_size: int = 16
+    """Images per batch. Features of two batch sizes may differ in the last bit."""
+    workers: int = -1
+    """Worker processes that decode images. -1: none on a CPU, else up to 8."""
+    precision: Literal["run", "auto", "no", "bf16", "fp16"] = "run"
+    """run: as in training. Others: as for train.py."""
+
+
+def main(arguments: list[str]) -> int:
+    """Write the files.
+
+    An image that does not decode is reported and left out. Raises `UserError` at the end where there was one.
+    """
+    options = parse(Options, "python -m finetune embed", arguments)
+    if options.batch_size < 1:
+        raise UserError("--batch-size must be at least 1.")
+    output, picture = new_file("--output", options.output), new_file("--picture", options.picture)
+    if output.suffix not in (".npz", ".parquet"):
+        raise UserError(f"--output {output}: name a .npz or a .parquet file.")
+    if picture and picture.suffix != ".png":
+        raise UserError(f"--picture {picture}: name a .png file.")
+    if output.suffix == ".parquet" and not find_spec("pyarrow"):
+        raise UserError(
+            "a .parquet file needs a package that is not installed: pip install pyarrow. Or name a .npz file."
+        )
+    if picture and not find_spec("sklearn"):
+        raise UserError("--picture needs a package that is not installed: pip install scikit-learn")
+    paths = find(options.images)
+
+    from finetune.inference import features
+    from finetune.inference.predictor import open_run
+
+    predictor = open_run(options.run, options.precision)
+    classes = predictor.metadata.classes
+    found = features.embed(predictor, paths, options.batch_size, options.workers, thumbnails=picture is not None)
+    if picture and len(found.paths) < LEAST:
+        raise UserError(f"--picture needs at least {LEAST} images; these are {len(found.paths)}.")
+    features.save(found, classes, output)
+    print(f"{len(found.paths)} × {found.features.shape[1]} features in {output}")
+    if picture:
+        from finetune.reporting import feature_map
+
+        points = features.plane(found.features)
+        feature_map.draw(picture, points, found.thumbnails, found.labels, found.predictions, classes)
+        print(f"Picture  {picture}")
+    for path, error in found.errors.items():
+        print(f"{path}  ERROR {error}", file=sys.stderr)
+    if found.errors:
+        raise UserError(f"{len(found.errors)} of {len(paths)} images could not be read and are left out.")
+    return 0
