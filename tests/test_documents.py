@@ -47,7 +47,7 @@ KINDS = {
     "tools": (r"ruff |mypy|\.ci/run", 4),
     "benchmarks": (r"python -m benchmarks", 3),
     "evaluation on several processes": (r"accelerate launch .*-m finetune ", 1),
-    "commands": (r"python -m finetune ", 15),
+    "commands": (r"python -m finetune ", 18),
     "GPUs, clusters, trackers": (r"(\w+=\S+ )?sbatch |wandb |launch/|.*launch/multi_node|.*launch/(multi_)?gpu", 10),
     "stop and resume": (r"python train.py .*--output runs/mine", 2),
     "training": (r"(accelerate launch|torchrun|python) ", 30),
@@ -264,11 +264,20 @@ def test_the_commands_that_stop_and_resume_run(checkout):
 
 # ---- after training --------------------------------------------------------------------------------------------------
 def test_every_command_on_a_run_runs(checkout, capsys):
-    lines = [line for line in of_kind("commands") if "onnx" not in line and " push " not in line]
+    lines = [line for line in of_kind("commands") if not re.search(r"onnx| push |--picture", line)]
     for line in lines:
         assert call(shlex.split(line)[3:]) == 0, (line, capsys.readouterr().err)
-    assert len(lines) >= 13
+    assert len(lines) >= 15
     assert {shlex.split(line)[3] for line in lines} == set(program.COMMANDS) - {"push"}
+
+
+@pytest.mark.slow
+def test_the_command_that_draws_features_runs(checkout, capsys):
+    pytest.importorskip("pyarrow")
+    pytest.importorskip("sklearn")
+    (line,) = [line for line in of_kind("commands") if "--picture" in line]
+    assert call(shlex.split(line)[3:]) == 0, capsys.readouterr().err
+    assert {"features.parquet", "map.png"} <= {path.name for path in checkout.iterdir()}
 
 
 def test_the_arguments_of_push_are_understood():
@@ -303,6 +312,8 @@ def execute(chosen: list[tuple[Path, str]], capsys: pytest.CaptureFixture[str]) 
     """Run the blocks, those of one document one after the other, on a run with its exports; the names that they set."""
     for line in of_kind("commands"):
         form = re.search(r"export RUN --format (\S+)", line)
+        if "embed" in line and "--picture" not in line:
+            assert call(shlex.split(line)[3:]) == 0, capsys.readouterr().err
         if form and (form.group(1) != "onnx" or any("onnx" in block for _, block in chosen)):
             assert call(shlex.split(line)[3:]) == 0, capsys.readouterr().err
     seen: dict[Path, dict] = {}

@@ -53,9 +53,7 @@ def main(arguments: list[str]) -> int:
     if picture and picture.suffix != ".png":
         raise UserError(f"--picture {picture}: name a .png file.")
     if output.suffix == ".parquet" and not find_spec("pyarrow"):
-        raise UserError(
-            "a .parquet file needs a package that is not installed: pip install pyarrow. Or name a .npz file."
-        )
+        raise UserError("a .parquet file needs a package that is not installed: pip install pyarrow. Or name .npz")
     if picture and not find_spec("sklearn"):
         raise UserError("--picture needs a package that is not installed: pip install scikit-learn")
     paths = find(options.images)

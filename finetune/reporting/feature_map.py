@@ -16,7 +16,7 @@ from finetune.reporting import charts
 from finetune.reporting.palette import GREY, PALETTE
 
 MARKERS = "os^D"  # each with all colours of the palette
-APART = 0.055  # of the picture's side, between two thumbnails
+APART, CORNER = 0.055, 0.018  # of the picture's side: between two thumbnails, and from a thumbnail's middle to its edge
 
 
 def draw(
@@ -38,33 +38,28 @@ def draw(
     wrong = (labels >= 0) & (labels != predictions)
     figure = Figure(figsize=(13, 10), layout="constrained")
     axes = figure.subplots()
-    span = np.ptp(points, axis=0).clip(1e-6)
-    placed = (points - points.min(0)) / span  # in [0, 1]
+    placed = (points - points.min(0)) / np.ptp(points, axis=0).clip(1e-6)  # in [0, 1]
+    marks, crosses = placed.copy(), placed.copy()
     for k in _with_room(placed, wrong):
         image = OffsetImage(np.asarray(to_picture(thumbnails[k])), zoom=0.6)
         color = style.get(of_image[k], (GREY, "o"))[0]
-        box = AnnotationBbox(image, placed[k], pad=0.12, bboxprops={"edgecolor": color, "linewidth": 2})
-        box.set_zorder(1)
-        axes.add_artist(box)
+        frame = {"edgecolor": color, "linewidth": 2}
+        axes.add_artist(AnnotationBbox(image, placed[k], pad=0.12, bboxprops=frame, zorder=1))
+        marks[k] += (-CORNER, CORNER)  # its marks lie on the corners
+        crosses[k] += (CORNER, CORNER)
     handles = []
     for k in [*style, None]:
         chosen = of_image == k if k is not None else ~np.isin(of_image, common)
         color, marker = style[k] if k is not None else (GREY, "o")
         if chosen.any():
-            axes.scatter(
-                placed[chosen, 0],
-                placed[chosen, 1],
-                s=26,
-                c=color,
-                marker=marker,
-                edgecolors="white",
-                linewidths=0.6,
-                zorder=2,
-            )
+            x, y = marks[chosen].T
+            axes.scatter(x, y, s=30, c=color, marker=marker, edgecolors="white", linewidths=0.6, zorder=2)
             name = charts.short(classes[k]) if k is not None else f"{len(set(of_image[chosen].tolist()))} other classes"
             handles.append(Line2D([], [], color=color, marker=marker, linestyle="", label=f"{name} ({chosen.sum()})"))
     if wrong.any():
-        axes.scatter(placed[wrong, 0], placed[wrong, 1], s=110, c="black", marker="x", linewidths=2.2, zorder=3)
+        x, y = crosses[wrong].T
+        for color, width in (("white", 5), ("black", 2.2)):  # legible on any picture
+            axes.scatter(x, y, s=110, c=color, marker="x", linewidths=width, zorder=3)
         handles.append(Line2D([], [], color="black", marker="x", linestyle="", markeredgewidth=2,
                               label=f"error ({wrong.sum()})"))  # fmt: skip
     labelled = f", {int((labels >= 0).sum())} of them labelled" if (labels >= 0).any() else ", coloured by prediction"
