@@ -130,7 +130,7 @@ def test_the_picture_is_the_same_each_time(trained, call, image_folder, tmp_path
 
 def test_errors_get_a_cross_and_classes_without_a_colour_share_one(tmp_path):
     points = np.random.default_rng(0).normal(size=(80, 2))
-    images, labels = [torch.zeros(3, 48, 48, dtype=torch.uint8)] * 80, np.arange(80) % 40
+    images, labels = [torch.full((3, 48, 48), 200, dtype=torch.uint8)] * 80, np.arange(80) % 40
     shown = []
     for wrong in (0, 20):
         predictions = np.where(np.arange(80) < wrong, (labels + 1) % 40, labels)
