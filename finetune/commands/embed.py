@@ -23,12 +23,14 @@ class Options:
     """Write the features of images: what a model's head gets, pooled, with the predicted class and its probability."""
 
     run: RunArgument
-    """A run's folder, or a model folder."""
+    """A run's folder, a model folder, or the name of a torchvision model, as it was pretrained on ImageNet."""
     images: ImagesArgument
     """Image files, folders (with their subfolders), patterns such as 'photos/*.jpg', or - for a list on stdin. The name
     of an image's folder is its label, where it is one of the model's classes."""
     output: Annotated[Path, tyro.conf.arg(metavar="FILE")]
     """A new .npz file, for NumPy, or .parquet file, for data frames."""
+    weights: str = "default"
+    """Of a torchvision model by name: default, torchvision's, downloaded once; or a .safetensors or .pth file."""
     picture: Path | None = None
     """Also draw the images in a plane (t-SNE), similar ones close together, with errors marked: a new .png file."""
     batch_size: int = 16
@@ -61,7 +63,7 @@ def main(arguments: list[str]) -> int:
     from finetune.inference import features
     from finetune.inference.predictor import open_run
 
-    predictor = open_run(options.run, options.precision)
+    predictor = open_run(options.run, options.precision, weights=options.weights)
     classes = predictor.metadata.classes
     found = features.embed(predictor, paths, options.batch_size, options.workers, thumbnails=picture is not None)
     if picture and len(found.paths) < LEAST:

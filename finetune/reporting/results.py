@@ -60,7 +60,8 @@ def write(
 
 def draw(output: Path, loaders: dict[str, DataLoader], scores: Scores, classes: list[str], network: Network) -> None:
     """Draw all pictures into the run's plots/."""
-    explainer = Explainer(network.evaluated, network.family, network.preprocess)
+    model = network.evaluated.requires_grad_(False)  # else gradient checkpointing would compute its blocks twice
+    explainer = Explainer(model, network.family, network.preprocess)
     image_grids.of_run(output / "plots", loaders, scores, classes, explainer)
 
     from finetune.reporting import charts  # imports matplotlib, which takes long and may fail
