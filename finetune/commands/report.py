@@ -11,6 +11,9 @@ from finetune.config.command_line import parse
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
     from finetune.reporting.report.pictures import HeatMap
     from finetune.reporting.report.subject import Subject
 
@@ -76,5 +79,19 @@ def main(arguments: list[str]) -> int:
 
 
 def heat_map(subject: Subject) -> HeatMap | None:
-    """What draws over an image what speaks for a class; None where it cannot be computed."""
-    return None
+    """What draws over an image what speaks for a class; None for a cross-validation, which has several models."""
+    import torch
+
+    from finetune.data.transforms import to_input
+    from finetune.models import explain, model_folder
+
+    if subject.folds or subject.metadata is None or subject.result is None or subject.result.images is None:
+        return None
+    opened = model_folder.load(subject.folder)
+    explainer = explain.make_explainer(opened.model, opened.net, opened.preprocess)
+
+    def draw(image: Tensor, label: int) -> Image:
+        x = to_input(image[None], opened.preprocess, torch.device("cpu"), channels_last=False)  # (1, C, H, W)
+        return explain.overlay(image, explainer(x, torch.tensor([label]))[0])
+
+    return draw

@@ -155,6 +155,14 @@ def test_without_the_images_there_are_no_pictures_and_the_page_says_why(report, 
     assert "There are no pictures" in out
 
 
+def test_the_worst_mistakes_have_heat_maps_of_the_predicted_class(run, report):
+    page, _ = report(run)
+    maps = [attributes for tag, attributes in page.elements if attributes.get("alt", "").startswith("heat map for ")]
+    assert len(maps) == 3
+    assert len({attributes["src"] for attributes in maps}) == 3
+    assert "The second picture shows what speaks for the predicted class." in page.text
+
+
 def test_the_limits_of_pictures_hold_and_are_stated(run, report):
     page, _ = report(run, "--cell-images", "1")
     found = page.matrix()
