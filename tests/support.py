@@ -207,6 +207,10 @@ def write_model(folder, **settings):
     return model.eval(), preprocess
 
 
+# Families whose layers differ most: with and without BatchNorm, depthwise convolutions, attention, shifted windows.
+DIFFERENT = (
+    "squeezenet1_0", "resnet18", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "vit_b_32", "swin_t",
+)  # fmt: skip
 MODELS = torchvision.models.list_models(module=torchvision.models)
 
 

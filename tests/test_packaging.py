@@ -6,6 +6,9 @@ import sys
 
 from support import ROOT
 
+from finetune.inference.export_forms import EXTRAS as EXPORT_EXTRAS
+from finetune.inference.export_forms import PACKAGES
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -49,7 +52,8 @@ def test_the_code_imports_nothing_that_is_not_installed_with_it():
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 found.add(node.module.partition(".")[0])
     packages = {IMPORTED_AS.get(name, name) for name in found - set(sys.stdlib_module_names) - {"finetune", "train"}}
-    known = names(PROJECT["dependencies"]) | names(EXTRAS["export"]) | names(EXTRAS["embed"]) | names(EXTRAS["hub"])
+    runtimes = {name for extra in ("export", "embed", "openvino", "executorch", "hub") for name in names(EXTRAS[extra])}
+    known = names(PROJECT["dependencies"]) | runtimes
     assert len(packages) >= 10
     assert packages - known <= {"requests"}  # a dependency of wandb, used to read wandb's login
     unused = names(PROJECT["dependencies"]) - packages
@@ -60,3 +64,10 @@ def test_python_is_the_one_that_the_linter_and_the_type_checker_assume():
     tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
     assert PROJECT["requires-python"] == f">={tools['mypy']['python_version']}" == ">=3.10"
     assert tools["ruff"]["target-version"] == "py310"
+
+
+def test_every_export_format_has_an_extra_with_its_packages():
+    for form, packages in PACKAGES.items():
+        assert names(EXTRAS[EXPORT_EXTRAS[form]]) == set(packages), form
+    assert PACKAGES.keys() == EXPORT_EXTRAS.keys()
+    assert len(PACKAGES) >= 3

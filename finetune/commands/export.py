@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,13 @@ from typing import TYPE_CHECKING, Literal
 from finetune.commands import RunArgument, new_file
 from finetune.config.command_line import parse
 from finetune.errors import UserError
+from finetune.inference.export_forms import OPSETS_OF_INT8, Form, files_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from finetune.inference.examples import Examples
     from finetune.models.model_folder import Model
 
-CHECKED_ON = 8  # images on which the file is compared with the model
+CHECKED_ON = 8  # images on which logits are compared
 
 
 @dataclass(frozen=True)
@@ -26,85 +25,131 @@ class Options:
 
     run: RunArgument
     """A run's folder, a model folder, or the name of a torchvision model, as it was pretrained on ImageNet."""
-    format: Literal["state-dict", "torch-export", "onnx"]
+    format: Literal["state-dict", "torch-export", "onnx", "openvino", "executorch"]
     """state-dict: weights for torchvision's own model, .pth. torch-export: a program for torch.export.load, .pt2. onnx:
-    for any ONNX runtime; pip install onnx onnxscript onnxruntime."""
+    for any ONNX runtime; pip install onnx onnxscript onnxruntime. openvino: .xml and .bin; pip install openvino.
+    executorch: for phones and other devices, .pte; pip install executorch."""
     weights: str = "default"
     """Of a torchvision model by name: default, torchvision's, downloaded once; or a .safetensors or .pth file."""
     output: Path | None = None
-    """The new file. None: export/model.pth, .pt2 or .onnx in the run's folder; of a torchvision model, its name in this
-    folder. The classes and the preprocessing are
-    written to a .json next to it; .pt2 and .onnx also hold them."""
+    """The new file. None: export/model.pth, .pt2, … in the run's folder, with --int8 export/model-int8.onnx; of a
+    torchvision model, its name in this folder. The classes and the preprocessing are written to a .json next to it;
+    .pt2, .onnx and .xml also hold them."""
     half: bool = False
     """Weights in float16, half the size. Images and logits stay float32."""
+    int8: bool = False
+    """Weights and activations in int8, a quarter of the size; for --format onnx. Ranges of activations are measured on
+    training images."""
+    calibration_images: int = 64
+    """Training images that --int8 measures on, as many of each class."""
+    tolerance: float = 2.0
+    """Points of validation accuracy that --int8 may lose; without labels, points of changed predictions."""
     opset: int = 18
     """ONNX operator set."""
     images: Path | None = None
-    """An image or a folder of images for the comparison. None: the run's validation images, or built-in images where
-    those cannot be read."""
+    """An image or a folder of images for the comparison; for --int8 one part calibrates and another is compared, and
+    folders with the classes' names are labels. None: the run's images, or built-in images where those cannot be read
+    (not for --int8)."""
 
 
 def main(arguments: list[str]) -> int:
-    """Write the file, and print its largest difference from the model."""
+    """Write the file, and print how it compares with the model."""
     options = parse(Options, "python -m finetune export", arguments)
+    form = form_of(options)
+    form.check_installed()
 
-    from finetune.inference import export
+    from finetune.inference import exports
+    from finetune.inference.exports import comparison
     from finetune.models import pretrained
 
-    needed = ("onnx", "onnxscript", "onnxruntime") if options.format == "onnx" else ()
-    if any(importlib.util.find_spec(name) is None for name in needed):
-        raise UserError("--format onnx needs packages that are not installed: pip install onnx onnxscript onnxruntime")
     opened = pretrained.open_model(options.run, options.weights)
-    folder, suffix = opened.folder, export.SUFFIXES[options.format]
-    home = Path() if folder is None else folder.parent if folder.name == "model" else folder
-    default = home / "export" / f"model{suffix}" if folder else Path(f"{opened.net.model}{suffix}")
-    path = options.output or default
+    path = options.output or default_path(opened, form)
     new_folder = path.parent if options.output is None and not path.parent.exists() else None
     if new_folder is None:
         path = new_file("--output", path)
-        new_file("--output", path.with_name(f"{path.name}.json"))
-    images, source = example_images(opened, home, options.images)
+        for written in files_of(path)[1:]:
+            new_file("--output", written)
+    if form.precision == "int8":
+        calibration, compared = int8_examples(opened, options.images, options.calibration_images)
+        check = comparison.same_accuracy(opened, compared, options.tolerance)
+        images = calibration.tensor(len(calibration))
+    else:
+        compared, images = example_images(opened, options.images), None
+        check = comparison.same_logits(opened, form, compared.tensor(CHECKED_ON))
     if new_folder:
         new_folder.mkdir()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's exporters warn about their own internals
-            difference = export.write(opened, options.format, path, images, options.half, options.opset)
+            result = exports.write(opened, form, path, check, images)
     except BaseException:
         if new_folder:
             new_folder.rmdir()
         raise
-    unit = "probability" if options.half else "logit"
-    size = path.stat().st_size / 2**20
-    opset = f", opset {options.opset}" if options.format == "onnx" else ""
+    size = sum(file.stat().st_size for file in files_of(path)[:-1]) / 2**20
+    opset = f", opset {form.opset}" if form.format == "onnx" else ""
     print(f"{path} ({size:.1f} MiB{opset}), metadata in {path.name}.json")
-    print(f"Largest difference from the model in a {unit}: {difference:.1e}, on {len(images)} {source}.")
+    if form.precision == "int8":
+        print(f"Calibrated on {len(calibration)} {calibration.kind}. On {len(compared)} {compared.kind}: {result}.")
+    else:
+        unit = "probability" if options.half else "logit"
+        print(f"Largest difference from the model in a {unit}: {result:.1e}, on {len(compared)} {compared.kind}.")
     return 0
 
 
-def example_images(opened: Model, home: Path, folder: Path | None) -> tuple[Tensor, str]:
-    """Normalised inputs (N, C, H, W) from at most `CHECKED_ON` images, and the kind of images."""
-    import torch
+def form_of(options: Options) -> Form:
+    """The file's form. Raises `UserError` for options that do not go together."""
+    if options.int8 and options.half:
+        raise UserError("--int8 or --half: choose one.")
+    if options.int8 and options.format != "onnx":
+        raise UserError(f"--int8 is for --format onnx, not {options.format}.")
+    if options.half and options.format == "executorch":
+        raise UserError("--half is for the other formats, not executorch.")
+    if options.int8 and options.opset < OPSETS_OF_INT8:
+        raise UserError(f"--opset {options.opset}: --int8 needs {OPSETS_OF_INT8} or more, for a scale per channel.")
+    if options.calibration_images < 1 or not options.tolerance >= 0:
+        raise UserError("--calibration-images must be at least 1, and --tolerance at least 0.")
+    precision = "int8" if options.int8 else "float16" if options.half else "float32"
+    return Form(options.format, precision, options.opset)
 
-    from finetune import recipes
+
+def default_path(opened: Model, form: Form) -> Path:
+    """export/ in the run's folder or model folder; for a torchvision model a file with its name in this folder."""
+    if opened.folder is None:
+        return Path(form.file_name.replace("model", opened.net.model, 1))
+    home = opened.folder.parent if opened.folder.name == "model" else opened.folder
+    return home / "export" / form.file_name
+
+
+def example_images(opened: Model, images: Path | None) -> Examples:
+    """At most `CHECKED_ON` images: those given, else the run's validation images, else built-in ones."""
     from finetune.commands.predict import find
-    from finetune.data import readers
-    from finetune.inference.transform import make_transform
-    from finetune.reporting import run_folder
-    from finetune.starter import images as starter
+    from finetune.inference import examples
 
-    channels, transform = opened.net.in_channels, make_transform(opened.preprocess)
-    if folder:
-        return transform(find([str(folder)])[:CHECKED_ON]), "images"
-    if (home / run_folder.CONFIG).is_file():
-        try:
-            recipe = recipes.from_config(run_folder.read_json(home / run_folder.CONFIG))
-            items = readers.read(recipe.images, channels, recipe.run.seed).splits["val"].items
-            step = max(1, len(items) // CHECKED_ON)
-            return transform([items[k] for k in range(0, len(items), step)][:CHECKED_ON]), "validation images"
-        except UserError:
-            pass  # the images are gone: others will do
-    if channels in (1, 3):
-        return transform([starter.draw(species, 0) for species in range(CHECKED_ON)]), "built-in images"
-    side = opened.preprocess.crop
-    return torch.randn(CHECKED_ON, channels, side, side, generator=torch.Generator().manual_seed(0)), "noise images"
+    if images:
+        return examples.of_files(opened, find([str(images)])[:CHECKED_ON])
+    of_run = examples.of_run(opened)
+    if of_run is None:
+        return examples.built_in(opened, CHECKED_ON)
+    return of_run["val"].spread(CHECKED_ON)
+
+
+def int8_examples(opened: Model, images: Path | None, count: int) -> tuple[Examples, Examples]:
+    """Images to calibrate on, and others to compare on, at most `examples.MOST`.
+
+    Raises `UserError` where the run's images are gone and no others are given.
+    """
+    from finetune.commands.predict import find
+    from finetune.inference import examples
+
+    if images:
+        given = examples.of_files(opened, find([str(images)]))
+        if len(given) < 2:
+            raise UserError(f"--images {images}: --int8 needs two or more, to calibrate on and to compare on.")
+        return given.divided(count)
+    of_run = examples.of_run(opened)
+    if of_run is None:
+        raise UserError(
+            "--int8 is calibrated on training images, and the run's cannot be read. Name some: --images FOLDER"
+        )
+    return of_run["train"].stratified(count), of_run["val"].spread(examples.MOST)
