@@ -16,7 +16,8 @@ COMMANDS = {
     "plot": "draw a run's charts and image grids again",
     "push": "upload a model and its card to the Hugging Face Hub",
     "cache": "list or clear cached activations and decoded images",
-    "export": "export the model as a state dict, a torch.export program or ONNX",
+    "export": "export the model: state dict, torch.export, ONNX (also int8), OpenVINO, ExecuTorch",
+    "bench": "measure speed and accuracy of a model in each exported form",
 }
 
 

@@ -25,6 +25,7 @@ from finetune import __main__ as program
 from finetune import recipes
 from finetune.commands import push
 from finetune.config.command_line import parse
+from finetune.inference.export_forms import PACKAGES
 from finetune.runtime.entry import exit_code
 
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
@@ -264,11 +265,20 @@ def test_the_commands_that_stop_and_resume_run(checkout):
 
 # ---- after training --------------------------------------------------------------------------------------------------
 def test_every_command_on_a_run_runs(checkout, capsys):
-    lines = [line for line in of_kind("commands") if not re.search(r"onnx| push |--picture", line)]
+    apart = rf" push | bench |--picture|--format ({'|'.join(PACKAGES)})"
+    lines = [line for line in of_kind("commands") if not re.search(apart, line)]
     for line in lines:
         assert call(shlex.split(line)[3:]) == 0, (line, capsys.readouterr().err)
     assert len(lines) >= 15
-    assert {shlex.split(line)[3] for line in lines} == set(program.COMMANDS) - {"push"}
+    assert {shlex.split(line)[3] for line in lines} == set(program.COMMANDS) - {"push", "bench"}
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_exports_runs(checkout, capsys):
+    lines = [line for line in of_kind("commands") if " bench " in line]
+    for line in lines:
+        assert call([*shlex.split(line)[3:], "--turns", "2"]) == 0, (line, capsys.readouterr().err)
+    assert len(lines) >= 1
 
 
 @pytest.mark.slow
@@ -314,7 +324,7 @@ def execute(chosen: list[tuple[Path, str]], capsys: pytest.CaptureFixture[str]) 
         form = re.search(r"export RUN --format (\S+)", line)
         if "embed" in line and "--picture" not in line:
             assert call(shlex.split(line)[3:]) == 0, capsys.readouterr().err
-        if form and (form.group(1) != "onnx" or any("onnx" in block for _, block in chosen)):
+        if form and (form.group(1) not in PACKAGES or any(form.group(1) in block for _, block in chosen)):
             assert call(shlex.split(line)[3:]) == 0, capsys.readouterr().err
     seen: dict[Path, dict] = {}
     for path, block in chosen:
@@ -323,8 +333,8 @@ def execute(chosen: list[tuple[Path, str]], capsys: pytest.CaptureFixture[str]) 
 
 
 def test_every_line_of_python_runs(checkout, capsys):
-    chosen = [(path, block) for path, block in python_blocks() if "onnx" not in block]
-    assert len(chosen) == len(python_blocks()) - 1 >= 7
+    chosen = [(path, block) for path, block in python_blocks() if not any(form in block for form in PACKAGES)]
+    assert len(chosen) == len(python_blocks()) - len(PACKAGES) >= 7
     using = execute(chosen, capsys)[ROOT / "docs" / "using.md"]
     model = using["model"]
     assert model.fc.out_features == 3
@@ -333,10 +343,13 @@ def test_every_line_of_python_runs(checkout, capsys):
 
 
 @pytest.mark.slow
-def test_the_lines_for_onnx_run(checkout, capsys):
-    for name in names(EXTRAS["export"]):
+@pytest.mark.parametrize("form", PACKAGES)
+def test_the_lines_for_other_runtimes_run(checkout, capsys, form):
+    for name in PACKAGES[form]:
         pytest.importorskip(name)
-    chosen = [(path, block) for path, block in python_blocks() if path.name == "using.md"]
+    others = PACKAGES.keys() - {form}
+    chosen = [block for block in python_blocks() if block[0].name == "using.md"]
+    chosen = [(path, block) for path, block in chosen if not any(other in block for other in others)]
     assert len(chosen) >= 7
     names_set = execute(chosen, capsys)[ROOT / "docs" / "using.md"]
     assert names_set["logits"].shape == (1, 3)
