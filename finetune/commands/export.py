@@ -56,13 +56,13 @@ def main(arguments: list[str]) -> int:
     """Write the file, and print how it compares with the model."""
     options = parse(Options, "python -m finetune export", arguments)
     form = form_of(options)
-    form.check_installed()
 
     from finetune.inference import exports
     from finetune.inference.exports import comparison
     from finetune.models import pretrained
 
     opened = pretrained.open_model(options.run, options.weights)
+    form.check_installed()
     path = options.output or default_path(opened, form)
     new_folder = path.parent if options.output is None and not path.parent.exists() else None
     if new_folder is None:
