@@ -83,6 +83,11 @@ def text(metadata: dict[str, Any], run: RunFiles, counts: dict[str, list[int]]) 
     )
 
 
+def without_header(card: str) -> str:
+    """A model card without the Hub's header."""
+    return card.split("\n---\n", 1)[-1].strip() if card.startswith("---\n") else card.strip()
+
+
 def _header(net: str, data: str, summary: dict[str, Any]) -> str:
     split = "test" if "test_accuracy" in summary else "validation"
     value = summary.get("test_accuracy", summary["best_val_accuracy"])

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import yaml
-from support import CLASSES
+from support import CLASSES, write_model
 
 from finetune import __main__ as program
 from finetune.runtime.entry import exit_code
@@ -26,6 +26,7 @@ class Hub(BaseHTTPRequestHandler):
         if self.refuse:
             return self._answer({"error": "Invalid credentials"}, 401)
         if self.path == "/api/repos/create":
+            self.files["created"] = json.loads(body)
             return self._answer({"url": "https://huggingface.co/me/bees", "id": "me/bees", "name": "me/bees"})
         if "/preupload/" in self.path:
             files = [
@@ -95,6 +96,7 @@ def test_push_uploads_the_model_and_its_card(train, hub, capsys):
 
     assert push(output, "me/bees") == 0
     assert capsys.readouterr().out.endswith("https://huggingface.co/me/bees/commit/0\n")
+    assert hub.files.pop("created")["name"] == "bees"
     assert set(hub.files) == {"README.md", "model.json", "model.safetensors"}
     for name, content in hub.files.items():
         assert content == (output / "model" / name).read_bytes(), name
@@ -110,3 +112,39 @@ def test_a_refused_upload_is_an_error(train, hub, capsys):
     assert "is not a repository name" in capsys.readouterr().err
     assert push(output / "plots", "me/bees") == 2
     assert "is no run" in capsys.readouterr().err
+
+
+def test_a_dry_run_leaves_the_files_and_uploads_nothing(trained, tmp_path, capsys):
+    folder = tmp_path / "bees"
+    assert push(trained / "fast", "me/bees", "--dry-run", folder) == 0
+    assert f"Nothing was uploaded. The files are in {folder}." in capsys.readouterr().out
+    assert {path.name for path in folder.iterdir()} == {"README.md", "model.json", "model.safetensors"}
+    for path in folder.iterdir():
+        assert path.read_bytes() == (trained / "fast" / "model" / path.name).read_bytes()
+    assert push(trained / "fast", "me/bees", "--dry-run", folder) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [folder], "no temporary folder is left"
+
+
+@pytest.mark.slow
+def test_a_space_is_uploaded_with_all_that_it_needs(trained, hub, capsys):
+    assert push(trained / "fast", "me/bees", "--space") == 0
+    assert capsys.readouterr().out.endswith("/commit/0\n")
+    created = hub.files.pop("created")
+    assert (created["name"], created["type"], created["sdk"]) == ("bees", "space", "gradio")
+    assert set(hub.files) == {"README.md", "app.py", "requirements.txt", "model.pt2", "model.pt2.json"}
+    header, card = hub.files["README.md"].decode().removeprefix("---\n").split("\n---\n", 1)
+    about = yaml.safe_load(header)
+    pinned = dict(line.split("==") for line in hub.files["requirements.txt"].decode().splitlines())
+    assert (about["title"], about["sdk"], about["app_file"]) == ("bees", "gradio", "app.py")
+    assert about["sdk_version"] == pinned["gradio"]
+    assert set(pinned) == {"gradio", "torch", "torchvision"}
+    assert card.lstrip().startswith("# shufflenet")
+    assert b"finetune" not in hub.files["app.py"]
+
+
+def test_a_space_needs_a_model_of_pictures(tmp_path, capsys):
+    write_model(tmp_path / "six", in_channels=6)
+    assert push(tmp_path / "six", "me/six", "--space", "--dry-run", tmp_path / "out") == 2
+    assert "takes 6 channels" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
