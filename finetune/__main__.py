@@ -14,6 +14,7 @@ COMMANDS = {
     "compare": "compare runs in one table, and their curves in one chart",
     "report": "write one HTML page of a run, a cross-validation or several runs",
     "plot": "draw a run's charts and image grids again",
+    "demo": "serve models on a page and over HTTP",
     "push": "upload a model and its card to the Hugging Face Hub",
     "cache": "list or clear cached activations and decoded images",
     "export": "export the model: state dict, torch.export, ONNX (also int8), OpenVINO, ExecuTorch",

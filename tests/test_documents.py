@@ -4,6 +4,7 @@ What needs a cluster, a network or a download is checked up to the plan, or by t
 docs/architecture.md have tests of their own, such as test_extension_guide.py.
 """
 
+import json
 import os
 import re
 import shlex
@@ -17,13 +18,14 @@ import numpy as np
 import pytest
 import torchvision
 from safetensors.torch import save_file
+from serving_client import serve
 from support import ROOT, reset_accelerate
 from test_imports import ORDER
 from test_packaging import EXTRAS, listed, names
 
 from finetune import __main__ as program
 from finetune import recipes
-from finetune.commands import push
+from finetune.commands import demo, push
 from finetune.config.command_line import parse
 from finetune.inference.export_forms import PACKAGES
 from finetune.runtime.entry import exit_code
@@ -31,6 +33,7 @@ from finetune.runtime.entry import exit_code
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 RUN_FROM = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted({*(ROOT / "docs").glob("*.md")} - {ARCHITECTURE})]
 DOCUMENTS = [*RUN_FROM, ARCHITECTURE, ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
+SERVER = "127.0.0.1:8000"  # in the documents' requests
 TEXTS = {path: path.read_text() for path in DOCUMENTS}
 
 
@@ -48,7 +51,9 @@ KINDS = {
     "tools": (r"ruff |mypy|\.ci/run", 4),
     "benchmarks": (r"python -m benchmarks", 3),
     "evaluation on several processes": (r"accelerate launch .*-m finetune ", 1),
-    "commands": (r"python -m finetune ", 18),
+    "servers": (r"python -m finetune demo ", 2),
+    "requests to a server": (r"curl ", 3),
+    "commands": (r"python -m finetune ", 20),
     "GPUs, clusters, trackers": (r"(\w+=\S+ )?sbatch |wandb |launch/|.*launch/multi_node|.*launch/(multi_)?gpu", 10),
     "stop and resume": (r"python train.py .*--output runs/mine", 2),
     "training": (r"(accelerate launch|torchrun|python) ", 30),
@@ -270,7 +275,7 @@ def test_every_command_on_a_run_runs(checkout, capsys):
     for line in lines:
         assert call(shlex.split(line)[3:]) == 0, (line, capsys.readouterr().err)
     assert len(lines) >= 15
-    assert {shlex.split(line)[3] for line in lines} == set(program.COMMANDS) - {"push", "bench"}
+    assert {shlex.split(line)[3] for line in lines} == set(program.COMMANDS) - {"push", "bench", "demo"}
 
 
 @pytest.mark.slow
@@ -290,10 +295,31 @@ def test_the_command_that_draws_features_runs(checkout, capsys):
     assert {"features.parquet", "map.png"} <= {path.name for path in checkout.iterdir()}
 
 
-def test_the_arguments_of_push_are_understood():
-    (line,) = [line for line in of_kind("commands") if " push " in line]
-    options = parse(push.Options, "push", shlex.split(line)[4:])
-    assert (options.run, options.repo) == (Path("RUN"), "user/name")
+def test_the_arguments_of_push_and_demo_are_understood():
+    lines = [line for line in of_kind("commands") if " push " in line]
+    for line in lines:
+        options = parse(push.Options, "push", shlex.split(line)[4:])
+        assert (options.run, options.repo) == (Path("RUN"), "user/name")
+    assert len(lines) == 3
+    for line in of_kind("servers"):
+        options = parse(demo.Options, "demo", shlex.split(line)[4:])
+        assert options.runs[0] == Path("RUN")
+
+
+def test_the_requests_to_a_server_are_answered(checkout, capsys):
+    if not shutil.which("curl"):
+        pytest.skip("needs curl")
+    with serve(checkout / "RUN") as running:
+        ours = f"127.0.0.1:{running.port}"
+        for line in of_kind("requests to a server"):
+            done = run(f"{line.replace(SERVER, ours)} --silent --fail", checkout)
+            assert done.returncode == 0, line
+            answer = json.loads(done.stdout)
+            assert len(answer["predictions"]) == line.count("image.jpg"), line
+        (block,) = [block for _, block in python_blocks() if SERVER in block]
+        exec(block.replace(SERVER, ours), {})
+        first = answer["predictions"][0]
+        assert capsys.readouterr().out == f"{first['class']} {first['probability']} {answer['version']}\n"
 
 
 @pytest.mark.slow
@@ -333,8 +359,9 @@ def execute(chosen: list[tuple[Path, str]], capsys: pytest.CaptureFixture[str]) 
 
 
 def test_every_line_of_python_runs(checkout, capsys):
-    chosen = [(path, block) for path, block in python_blocks() if not any(form in block for form in PACKAGES)]
-    assert len(chosen) == len(python_blocks()) - len(PACKAGES) >= 7
+    apart = (SERVER, *PACKAGES)
+    chosen = [(path, block) for path, block in python_blocks() if not any(word in block for word in apart)]
+    assert len(chosen) == len(python_blocks()) - len(apart) >= 7
     using = execute(chosen, capsys)[ROOT / "docs" / "using.md"]
     model = using["model"]
     assert model.fc.out_features == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from io import BytesIO
 
 import numpy as np
 import torch
@@ -16,13 +17,13 @@ from finetune.data.types import channel_axis
 from finetune.errors import UserError
 
 
-def load(item: str | np.ndarray | Image.Image | Tensor, channels: int) -> Tensor:
+def load(item: str | bytes | np.ndarray | Image.Image | Tensor, channels: int) -> Tensor:
     """An image as (C, H, W): uint8, or float32 in [0, 1] where it comes from an array of floats.
 
-    `item` is a path, an array, an image of Pillow's, or a decoded tensor, which is returned unchanged. A file is turned
-    upright by its EXIF orientation. For three channels, grey becomes red = green = blue; for one, colour becomes
-    BT.601's luma. Raises `UserError`, with the path, for a file that does not decode or exceeds Pillow's limit (twice
-    `Image.MAX_IMAGE_PIXELS`).
+    `item` is a path, a file's content, an array, an image of Pillow's, or a decoded tensor, which is returned
+    unchanged. A file is turned upright by its EXIF orientation. For three channels, grey becomes red = green = blue;
+    for one, colour becomes BT.601's luma. Raises `UserError`, with the path, for a file that does not decode or exceeds
+    Pillow's limit (twice `Image.MAX_IMAGE_PIXELS`).
     """
     if isinstance(item, Tensor):
         return item
@@ -36,14 +37,21 @@ def load(item: str | np.ndarray | Image.Image | Tensor, channels: int) -> Tensor
     if isinstance(item, Image.Image):
         return functional.pil_to_tensor(item.convert(mode))
     try:
-        with Image.open(item) as image:  # reads the header, and refuses images that would fill the memory
-            if channels == 3 and item.lower().endswith((".jpg", ".jpeg")):
+        # The header alone is read here; images that would fill the memory are refused.
+        with Image.open(BytesIO(item) if isinstance(item, bytes) else item) as image:
+            if channels == 3 and image.format in ("JPEG", "MPO"):  # MPO: JPEG with further pictures behind the first
                 # As Pillow, but for rounding, in three quarters of its time. Pillow reads or explains what this cannot.
                 with suppress(RuntimeError):
-                    return decode_jpeg(read_file(item), ImageReadMode.RGB, apply_exif_orientation=True)
+                    return decode_jpeg(_content(item), ImageReadMode.RGB, apply_exif_orientation=True)
             ImageOps.exif_transpose(image, in_place=True)
             if image.mode[0] in "IF":
                 image = to_8_bits(image)
             return functional.pil_to_tensor(image if image.mode == mode else image.convert(mode))
     except Exception as error:
-        raise UserError(f"{item} does not decode: {error}") from error
+        name = f"an image of {len(item)} bytes" if isinstance(item, bytes) else item
+        raise UserError(f"{name} does not decode: {error}") from error
+
+
+def _content(item: str | bytes) -> Tensor:
+    """A file's bytes, (N,) uint8."""
+    return torch.frombuffer(bytearray(item), dtype=torch.uint8) if isinstance(item, bytes) else read_file(item)

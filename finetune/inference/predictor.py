@@ -108,28 +108,39 @@ class Files(Dataset):
 
 
 @torch.inference_mode()
+def probabilities(predictor: Predictor, images: list[Tensor], batch_size: int) -> Tensor:
+    """The probabilities (N, classes) of N ≤ `batch_size` images (C, H, W), on the predictor's device.
+
+    The images are uint8 under the evaluation transform. The batch is padded to `batch_size`, so that the probabilities
+    of an image do not depend on the others.
+    """
+    x = padded(torch.stack(images), batch_size)
+    device, channels_last = predictor.accelerator.device, predictor.recipe.run.channels_last
+    x = to_input(x, predictor.metadata.preprocess, device, channels_last)  # (N, C, H, W)
+    with predictor.accelerator.autocast():
+        logits = predictor.model(x).float()[: len(images)]  # (N, classes)
+    return logits.softmax(1)
+
+
+@torch.inference_mode()
 def predict(predictor: Predictor, paths: list[str], topk: int, batch_size: int, workers: int) -> Iterator[Prediction]:
     """The model's prediction for each image, in the paths' order, as they are computed.
 
     Batches are padded to one size, so that an image's prediction does not depend on the other images.
     """
-    device, channels_last = predictor.accelerator.device, predictor.recipe.run.channels_last
     loader = DataLoader(
         Files(paths, predictor.metadata.preprocess),
         batch_size=batch_size,
-        num_workers=devices.worker_count(workers, device),
+        num_workers=devices.worker_count(workers, predictor.accelerator.device),
         collate_fn=list,
     )
     for rows in loader:
         images = [image for _, image, _ in rows if image is not None]
         tops = iter(())
         if images:
-            x = padded(torch.stack(images), batch_size)
-            x = to_input(x, predictor.metadata.preprocess, device, channels_last)  # (N, C, H, W)
-            with predictor.accelerator.autocast():
-                logits = predictor.model(x).float()[: len(images)]  # (N, classes)
-            probabilities, classes = logits.softmax(1).topk(min(topk, logits.shape[1]))  # (N, topk)
-            tops = zip(classes.tolist(), probabilities.tolist(), strict=True)
+            found = probabilities(predictor, images, batch_size)  # (N, classes)
+            highest, classes = found.topk(min(topk, found.shape[1]))  # (N, topk)
+            tops = zip(classes.tolist(), highest.tolist(), strict=True)
         for path, image, error in rows:
             top = [] if image is None else list(zip(*next(tops), strict=True))
             yield Prediction(path, top, error, image)
