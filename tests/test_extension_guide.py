@@ -62,6 +62,7 @@ def train(checkout, *flags: str, **variables: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_data_source_is_a_module_and_a_line(checkout, tmp_path):
     write_images(tmp_path / "folders", 5)
     (tmp_path / "flat").mkdir()
@@ -73,6 +74,7 @@ def test_a_data_source_is_a_module_and_a_line(checkout, tmp_path):
     assert metadata["classes"] == list(CLASSES)
 
 
+@pytest.mark.slow
 def test_a_tracker_is_a_module_and_a_line(checkout, image_folder, tmp_path):
     (tmp_path / "packages" / "mlflow-3.0.dist-info").mkdir(parents=True)
     (tmp_path / "packages" / "mlflow-3.0.dist-info" / "METADATA").write_text("Name: mlflow\nVersion: 3.0\n")

@@ -193,6 +193,7 @@ def test_mixing_is_seeded_per_image_and_workers_change_nothing(train, flag):
     assert mixed[0][0]["train_loss"] != plain[0]["train_loss"]
 
 
+@pytest.mark.slow
 def test_each_augmentation_trains_on_images_of_its_own(train):
     names = ("none", "basic", "strong", "rand", "trivial")
     cases = [("--augment", name) for name in names] + [("--vflip",), ("--erase", "0.5")]

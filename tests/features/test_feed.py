@@ -51,7 +51,13 @@ CACHED = {  # a file for each view in each phase with a frozen part
 }
 
 
-@pytest.mark.parametrize("recipe", CASES)
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        *("gradual_unfreeze", "linear_then_finetune"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("last_layers", "grayscale")),
+    ],
+)
 def test_cached_activations_change_neither_losses_nor_weights(train, tmp_path, recipe):
     flags = ("--recipe", recipe, "--weights", "starter", "--batch-size", "6", *CASES[recipe].split())
     first, plain = (train(*flags, *more)[1] for more in ((), ("--cache-gb", "0")))
@@ -137,7 +143,10 @@ def test_a_folder_that_cannot_be_written_means_a_plain_run(train, tmp_path):
     assert len(metrics(output)) == 2
 
 
-@pytest.mark.parametrize(("fails_at", "begun"), [(1, 1), (3, 2), (4, 3)])
+@pytest.mark.parametrize(
+    ("fails_at", "begun"),
+    [pytest.param(1, 1, marks=pytest.mark.slow), (3, 2), pytest.param(4, 3, marks=pytest.mark.slow)],
+)
 def test_where_writing_fails_the_run_says_so_once_and_goes_on_from_the_images(
     train, tmp_path, capsys, monkeypatch, fails_at, begun
 ):
@@ -167,6 +176,7 @@ def test_where_writing_fails_the_run_says_so_once_and_goes_on_from_the_images(
     close(plain, output)
 
 
+@pytest.mark.slow
 def test_where_writing_fails_on_one_process_all_go_on_from_the_images(start, tmp_path, monkeypatch):
     flags = ("--recipe", "last_layers", "--epochs", "3", "--views", "2", "--lr", "1e-2", "--optimizer", "sgd")
     flags += ("--weights", "starter", "--batch-size", "7")
@@ -196,6 +206,7 @@ def test_arrays_are_cached_too(train, tmp_path):
     close(*(train("--cache-gb", gb, "--views", "1", data=tmp_path / "set")[1] for gb in ("1", "0")))
 
 
+@pytest.mark.slow
 def test_two_processes_cache_together_what_one_does(image_folder, tmp_path):
     config = str(ROOT / "launch" / "cpu_2proc.yaml")
     flags = ("--precision", "no", "--views", "1", "--recipe", "last_layers")

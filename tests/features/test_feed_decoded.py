@@ -32,6 +32,7 @@ def test_decoded_images_change_nothing(train, tmp_path, monkeypatch):
     assert metrics(first) == metrics(second) == metrics(plain) != []
 
 
+@pytest.mark.slow
 def test_images_that_are_decoded_once_or_do_not_fit_are_not_cached(train, tmp_path, capsys, monkeypatch):
     def printed(*flags):
         code, output = train("--epochs", "3", *flags)

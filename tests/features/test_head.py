@@ -102,6 +102,7 @@ def test_another_fit_on_cached_features_computes_no_frozen_part(train, tmp_path)
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}.keys() == known.keys()
 
 
+@pytest.mark.slow
 def test_without_a_cache_the_same_head_is_solved(train):
     first, second = train(*SOLVED)[1], train(*SOLVED, "--cache-gb", "0")[1]
     for key, value in weights(first).items():
@@ -147,7 +148,9 @@ def test_a_run_that_is_resumed_does_not_solve_again(train, monkeypatch):
     assert [record["epoch"] for record in metrics(output)] == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("recipe", "expected"), [("feature_extractor", 0), ("finetune", 75)])
+@pytest.mark.parametrize(
+    ("recipe", "expected"), [("feature_extractor", 0), pytest.param("finetune", 75, marks=pytest.mark.slow)]
+)
 def test_a_stop_while_heads_are_scored_cuts_no_path_short(train, monkeypatch, recipe, expected):
     flags, original = ("--recipe", recipe, *SOLVED, "--epochs", "1"), run_records.head_record
     whole = train(*flags)[1]
@@ -184,7 +187,7 @@ def test_a_head_that_is_left_out_stays_as_it_was_solved(train, capsys):
     assert torch.equal(last["stage3.0.branch1.2.weight"], solved["stage3.0.branch1.2.weight"])
 
 
-@pytest.mark.parametrize("when", ["before the head is solved", "after an epoch"])
+@pytest.mark.parametrize("when", [pytest.param("before the head is solved", marks=pytest.mark.slow), "after an epoch"])
 def test_a_run_without_the_head_is_resumed_to_the_byte(train, monkeypatch, when):
     flags = ("--recipe", "finetune", *SOLVED, "--train-depths", "3", "--lr", "1e-2", "--schedule", "constant")
     whole = train(*flags, "--epochs", "2", "--cache-gb", "0")[1]

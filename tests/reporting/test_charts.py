@@ -30,7 +30,7 @@ def history(epochs=4):
     return records
 
 
-@pytest.mark.parametrize("classes", [2, 3, 102])
+@pytest.mark.parametrize("classes", [2, 3, pytest.param(102, marks=pytest.mark.slow)])
 def test_every_chart_is_drawn(tmp_path, classes):
     names = [f"a class called {k} " + "long " * (k % 9) for k in range(classes)]
     charts.of_predictions(tmp_path, made_up(classes), names, "Validation")

@@ -55,6 +55,7 @@ def test_features_are_computed_once_for_all_folds(train, monkeypatch):
             assert with_cache["val_loss"] == pytest.approx(without["val_loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_stopped_cross_validation_resumes_to_the_same_result(train, monkeypatch, capsys):
     flags = ("--folds", "3", "--recipe", "finetune", "--epochs", "2")
     _, whole = train(*flags)
@@ -116,8 +117,8 @@ def test_commands_on_the_folder_above_the_folds_name_one(train, call):
     ("flags", "change"),
     [
         (("--folds", "3", "--seed", "1"), "--seed 0 → 1"),
-        (("--folds", "2"), "--folds 3 → 2"),
-        (("--folds", "3", "--l2", "0.1"), "--l2 None → 0.1"),
+        pytest.param(("--folds", "2"), "--folds 3 → 2", marks=pytest.mark.slow),
+        pytest.param(("--folds", "3", "--l2", "0.1"), "--l2 None → 0.1", marks=pytest.mark.slow),
     ],
 )
 def test_finished_folds_are_kept_with_their_own_settings_alone(train, capsys, flags, change):

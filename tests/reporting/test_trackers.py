@@ -86,6 +86,7 @@ def test_the_offline_run_holds_steps_epochs_pictures_and_the_model(train):
     assert json.loads(model.metadata)["best_val_accuracy"] == summary["best_val_accuracy"]
 
 
+@pytest.mark.slow
 def test_a_hard_kill_loses_at_most_a_second_of_history(image_folder, tmp_path):
     flags = f"--recipe finetune --data {image_folder} --output {tmp_path / 'run'} --tracker wandb --log-every 1"
     tiny = "--model shufflenet_v2_x0_5 --weights none --image-size 32 --epochs 5000 --precision no"

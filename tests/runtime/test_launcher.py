@@ -20,6 +20,7 @@ from finetune.runtime import launcher
 FLAGS = ("--recipe", "finetune", "--epochs", "5000", "--checkpoint-every", "1")
 
 
+@pytest.mark.slow
 def test_two_processes_end_with_the_weights_and_scores_of_one(image_folder, tmp_path):
     one = launch([sys.executable], tmp_path / "one", image_folder, "--precision", "no")
     assert one.returncode == 0, one.stderr
@@ -38,6 +39,7 @@ def test_two_processes_end_with_the_weights_and_scores_of_one(image_folder, tmp_
         torch.testing.assert_close(second[key], value, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_no_from_the_plain_launcher_is_no_choice_of_precision(image_folder, tmp_path):
     done = launch(accelerate("--mixed_precision", "no"), tmp_path / "run", image_folder, "--plan")
     assert done.returncode == 0, done.stderr
@@ -88,6 +90,7 @@ def test_a_launcher_that_is_ended_leaves_a_checkpoint_and_no_orphan(launched, nu
     assert (output / "resume-me").exists(), (tmp_path / "log").read_text()
 
 
+@pytest.mark.slow
 def test_processes_that_were_asked_for_and_not_started_are_refused(image_folder, tmp_path):
     words = with_defaults(["--data", str(image_folder), "--output", str(tmp_path / "run")])
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--quiet"]

@@ -26,6 +26,7 @@ def test_a_loss_that_never_falls_suggests_nothing(losses):
         lr_find.suggest([10.0**k for k in range(len(losses))], losses)
 
 
+@pytest.mark.slow
 def test_the_model_is_left_as_it_was_and_the_suggested_rate_trains(train, monkeypatch, capsys):
     kept, original = {}, lr_find.range_test
 

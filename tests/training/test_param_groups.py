@@ -41,6 +41,7 @@ SPARED = {  # with several axes, by module
 }
 
 
+@pytest.mark.slow
 def test_of_all_models_decay_falls_on_kernels_and_matrices_alone():
     seen, spared_kinds = 0, set()
     for name in MODELS:

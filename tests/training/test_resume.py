@@ -23,7 +23,7 @@ def without_pictures(monkeypatch):
     no_pictures(monkeypatch)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_killed_in_mid_epoch_ends_as_if_it_had_not_been(start, processes):
     whole = start("whole", *STATEFUL, processes=processes)
     assert set(whole.wait()) == {0}, whole.said
@@ -37,7 +37,10 @@ def test_a_run_killed_in_mid_epoch_ends_as_if_it_had_not_been(start, processes):
     assert_same(whole.output, killed.output)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(other, marks=pytest.mark.slow) for other in (signal.SIGUSR1, signal.SIGINT))],
+)
 def test_a_signal_to_one_process_stops_all_after_a_checkpoint_with_75(start, number):
     flags = ("--recipe", "finetune", "--epochs", "5000")
     run = start("run", *flags, "--tracker", "wandb", processes=2)

@@ -226,7 +226,13 @@ def test_a_model_that_is_wrapped_again_computes_in_the_same_precision():
     assert "forward" not in vars(model), "the model itself stays as it was"
 
 
-@pytest.mark.parametrize("flags", [("--views", "0"), ("--mixup", "0.5"), ("--cutmix", "1"), ("--cache-gb", "0")])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *(("--views", "0"), ("--mixup", "0.5")),
+        *(pytest.param(flags, marks=pytest.mark.slow) for flags in (("--cutmix", "1"), ("--cache-gb", "0"))),
+    ],
+)
 def test_a_run_in_bf16_is_in_bf16_in_every_phase_and_resumes_in_it(train, monkeypatch, flags):
     build, seen = surgery.build, []
 

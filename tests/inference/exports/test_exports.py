@@ -36,7 +36,10 @@ def test_a_state_dict_loads_into_torchvisions_own_model(tmp_path, settings):
     assert all(isinstance(value, torch.Tensor) for value in torch.load(tmp_path / "m.pth", weights_only=True).values())
 
 
-@pytest.mark.parametrize("settings", [{"head": "mlp", "hidden": (8,)}, {"head": "concat_pool", "hidden": (8,)}])
+@pytest.mark.parametrize(
+    "settings",
+    [pytest.param({"head": "mlp", "hidden": (8,)}, marks=pytest.mark.slow), {"head": "concat_pool", "hidden": (8,)}],
+)
 def test_a_rich_head_is_named_and_another_format_takes_it(tmp_path, settings):
     with pytest.raises(
         UserError, match=rf"the {settings['head']} head is more than a last layer.*torch-export or onnx"
