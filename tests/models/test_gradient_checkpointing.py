@@ -52,7 +52,7 @@ def test_gradients_and_statistics_are_the_same_to_the_bit(name):
     checkpointed = copy.deepcopy(net.model)
     blocks = gradient_checkpointing.blocks(checkpointed, net.stages)
     gradient_checkpointing.enable(blocks)
-    assert len(blocks) >= 8
+    assert len(blocks) >= 6
     images = torch.rand(2, 3, side, side)
     plain, kept = forward_and_backward(net.model, images)
     again, less = forward_and_backward(checkpointed, images)
