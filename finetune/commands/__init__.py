@@ -1,7 +1,7 @@
 """The commands of `python -m finetune`: a module each, with `main(arguments) -> exit code`.
 
-A command's options are a dataclass. torch is imported after the command line is parsed, so that help and mistakes are
-quick.
+A command's options are a dataclass; what several commands take is declared here, with its help. torch is imported after
+the command line is parsed, so that help and mistakes are quick.
 """
 
 from __future__ import annotations
@@ -14,6 +14,19 @@ import tyro
 from finetune.errors import UserError
 
 RunArgument: TypeAlias = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+ModelArgument: TypeAlias = Annotated[
+    tyro.conf.Positional[Path],
+    tyro.conf.arg(
+        metavar="RUN",
+        help="A run's folder, a model folder, or the name of a torchvision model, as it was pretrained on ImageNet.",
+    ),
+]
+WeightsOption: TypeAlias = Annotated[
+    str,
+    tyro.conf.arg(
+        help="Of a torchvision model by name: default, torchvision's, downloaded once; or a .safetensors or .pth file."
+    ),
+]
 RunsArgument: TypeAlias = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN ...")]
 ImagesArgument: TypeAlias = Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGE ...")]
 RepositoryArgument: TypeAlias = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="REPOSITORY")]

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from finetune.commands import RunArgument
+from finetune.commands import ModelArgument, WeightsOption
 from finetune.commands.compare import show
 from finetune.commands.export import default_path, int8_examples
 from finetune.config.command_line import parse
@@ -58,10 +58,8 @@ class Options:
     brackets. Accuracy is that on the run's validation images, at most 1,000.
     """
 
-    run: RunArgument
-    """A run's folder, a model folder, or the name of a torchvision model, as it was pretrained on ImageNet."""
-    weights: str = "default"
-    """Of a torchvision model by name: default, torchvision's, downloaded once; or a .safetensors or .pth file."""
+    run: ModelArgument
+    weights: WeightsOption = "default"
     formats: tuple[Literal["torch-export", "onnx", "onnx-int8", "openvino", "executorch"], ...] = tuple(FORMS)
     """Forms beside the model itself, which is measured as `predict` runs it. A form whose packages are not installed is
     named, with how to install them. One that export/ in the run's folder holds is not exported again."""

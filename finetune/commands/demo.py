@@ -6,7 +6,7 @@ import importlib.util
 from dataclasses import dataclass
 from typing import Literal
 
-from finetune.commands import RunsArgument
+from finetune.commands import RunsArgument, WeightsOption
 from finetune.config.command_line import parse
 from finetune.errors import UserError
 
@@ -23,8 +23,7 @@ class Options:
     runs: RunsArgument
     """Runs' folders, model folders, or names of torchvision models, as they were pretrained on ImageNet. The page shows
     the answers of several side by side."""
-    weights: str = "default"
-    """Of a torchvision model by name: default, torchvision's, downloaded once; or a .safetensors or .pth file."""
+    weights: WeightsOption = "default"
     host: str = "127.0.0.1"
     """The address to listen on. 0.0.0.0: all of this machine's, so that others can reach it."""
     port: int = 8000

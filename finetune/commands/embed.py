@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from finetune.commands import ImagesArgument, RunArgument, new_file
+from finetune.commands import ImagesArgument, ModelArgument, WeightsOption, new_file
 from finetune.commands.predict import find
 from finetune.config.command_line import parse
 from finetune.errors import UserError
@@ -22,15 +22,13 @@ LEAST = 5  # images of a picture
 class Options:
     """Write the features of images: what a model's head gets, pooled, with the predicted class and its probability."""
 
-    run: RunArgument
-    """A run's folder, a model folder, or the name of a torchvision model, as it was pretrained on ImageNet."""
+    run: ModelArgument
     images: ImagesArgument
     """Image files, folders (with their subfolders), patterns such as 'photos/*.jpg', or - for a list on stdin. The name
     of an image's folder is its label, where it is one of the model's classes."""
     output: Annotated[Path, tyro.conf.arg(metavar="FILE")]
     """A new .npz file, for NumPy, or .parquet file, for data frames."""
-    weights: str = "default"
-    """Of a torchvision model by name: default, torchvision's, downloaded once; or a .safetensors or .pth file."""
+    weights: WeightsOption = "default"
     picture: Path | None = None
     """Also draw the images in a plane (t-SNE), similar ones close together, with errors marked: a new .png file."""
     batch_size: int = 16

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from finetune.commands import RunArgument
+from finetune.commands import ModelArgument, WeightsOption
 from finetune.commands.predict import check_abstain
 from finetune.config.command_line import parse
 from finetune.errors import UserError, listed
@@ -32,10 +32,8 @@ class Options:
     On several processes: accelerate launch --config_file launch/cpu_2proc.yaml -m finetune evaluate RUN
     """
 
-    run: RunArgument
-    """A run's folder, a model folder, or the name of a torchvision model, as it was pretrained on ImageNet."""
-    weights: str = "default"
-    """Of a torchvision model by name: default, torchvision's, downloaded once; or a .safetensors or .pth file."""
+    run: ModelArgument
+    weights: WeightsOption = "default"
     data: str | None = None
     """Images, as for train.py. None: the run's. Classes are matched with the model's by name; ImageNet's also in the
     plural and by WordNet id, and some will do."""

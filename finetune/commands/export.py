@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from finetune.commands import RunArgument, new_file
+from finetune.commands import ModelArgument, WeightsOption, new_file
 from finetune.config.command_line import parse
 from finetune.errors import UserError
 from finetune.inference.export_forms import OPSETS_OF_INT8, Form, files_of
@@ -23,14 +23,12 @@ CHECKED_ON = 8  # images on which logits are compared
 class Options:
     """Export the model as a file that works without this project, and compare it with the model on images."""
 
-    run: RunArgument
-    """A run's folder, a model folder, or the name of a torchvision model, as it was pretrained on ImageNet."""
+    run: ModelArgument
     format: Literal["state-dict", "torch-export", "onnx", "openvino", "executorch"]
     """state-dict: weights for torchvision's own model, .pth. torch-export: a program for torch.export.load, .pt2. onnx:
     for any ONNX runtime; pip install onnx onnxscript onnxruntime. openvino: .xml and .bin; pip install openvino.
     executorch: for phones and other devices, .pte; pip install executorch."""
-    weights: str = "default"
-    """Of a torchvision model by name: default, torchvision's, downloaded once; or a .safetensors or .pth file."""
+    weights: WeightsOption = "default"
     output: Path | None = None
     """The new file. None: export/model.pth, .pt2, … in the run's folder, with --int8 export/model-int8.onnx; of a
     torchvision model, its name in this folder. The classes and the preprocessing are written to a .json next to it;

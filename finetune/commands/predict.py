@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from finetune.commands import ImagesArgument, RunArgument, empty_folder, new_file
+from finetune.commands import ImagesArgument, ModelArgument, WeightsOption, empty_folder, new_file
 from finetune.config.command_line import parse
 from finetune.data.image_files import EXTENSIONS, is_image
 from finetune.errors import UserError
@@ -27,12 +27,10 @@ GRID = 40  # images in --grid
 class Options:
     """Classify images with a run's model: one line per image, most probable classes first."""
 
-    run: RunArgument
-    """A run's folder, a model folder, or the name of a torchvision model, as it was pretrained on ImageNet."""
+    run: ModelArgument
     images: ImagesArgument
     """Image files, folders (with their subfolders), patterns such as 'photos/*.jpg', or - for a list on stdin."""
-    weights: str = "default"
-    """Of a torchvision model by name: default, torchvision's, downloaded once; or a .safetensors or .pth file."""
+    weights: WeightsOption = "default"
     topk: int = 5
     """Classes per image."""
     json: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +12,6 @@ from finetune.config.command_line import parse
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-    from torch import Tensor
-
     from finetune.reporting.report.pictures import HeatMap
     from finetune.reporting.report.subject import Subject
 
@@ -80,18 +78,10 @@ def main(arguments: list[str]) -> int:
 
 def heat_map(subject: Subject) -> HeatMap | None:
     """What draws over an image what speaks for a class; None for a cross-validation, which has several models."""
-    import torch
-
-    from finetune.data.transforms import to_input
     from finetune.models import explain, model_folder
+    from finetune.reporting import image_grids
 
     if subject.folds or subject.metadata is None or subject.result is None or subject.result.images is None:
         return None
     opened = model_folder.load(subject.folder)
-    explainer = explain.make_explainer(opened.model, opened.net, opened.preprocess)
-
-    def draw(image: Tensor, label: int) -> Image:
-        x = to_input(image[None], opened.preprocess, torch.device("cpu"), channels_last=False)  # (1, C, H, W)
-        return explain.overlay(image, explainer(x, torch.tensor([label]))[0])
-
-    return draw
+    return partial(image_grids.heat_map, explain.make_explainer(opened.model, opened.net, opened.preprocess))

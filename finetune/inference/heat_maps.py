@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import torch
-
-from finetune.data.transforms import to_input
 from finetune.errors import UserError
 from finetune.inference.predictor import Prediction, Predictor
-from finetune.models.explain import make_explainer, overlay
+from finetune.models.explain import make_explainer
+from finetune.reporting.image_grids import heat_map
 from finetune.runtime import files
 
 
@@ -22,7 +20,7 @@ class HeatMaps:
 
         Raises `UserError` where it cannot be made.
         """
-        self.predictor, known = predictor, predictor.metadata
+        known = predictor.metadata
         self.explainer = make_explainer(predictor.model, known.net, known.preprocess)
         absolute = [os.path.abspath(path) for path in paths]  # noqa: PTH100 (resolve would follow links)
         top = os.path.commonpath([os.path.dirname(path) for path in absolute])  # noqa: PTH120
@@ -35,13 +33,10 @@ class HeatMaps:
         """Write the picture of an image that decodes; its path. An image that is named twice has one picture."""
         path = self.path_of[prediction.path]
         if not path.exists():
-            known, run = self.predictor.metadata, self.predictor.recipe.run
-            device = self.predictor.accelerator.device
-            x = to_input(prediction.image[None], known.preprocess, device, run.channels_last)  # (1, C, H, W)
-            (heat,) = self.explainer(x, torch.tensor([prediction.top[0][0]]))
+            picture = heat_map(self.explainer, prediction.image, prediction.top[0][0])
             _make(path.parent)
             with files.atomic(path) as temporary:
-                overlay(prediction.image, heat).save(temporary, "png")
+                picture.save(temporary, "png")
         return path
 
 

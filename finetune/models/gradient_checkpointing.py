@@ -16,8 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-
 
 def blocks(model: nn.Module, stages: list[list[str]]) -> list[nn.Module]:
     """The blocks of all stages before the head: modules of several layers, such as residual or transformer blocks.
@@ -69,7 +67,7 @@ def _contexts(block: nn.Module) -> tuple[AbstractContextManager[Any], AbstractCo
 @contextmanager
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
     """BatchNorm in training mode normalises by its batch's statistics as ever, and keeps its own."""
-    updating = [m for m in block.modules() if isinstance(m, BATCHNORM) and m.training and m.track_running_stats]
+    updating = [m for m in block.modules() if m.training and getattr(m, "track_running_stats", False)]
     momenta = [module.momentum for module in updating]
     for module in updating:
         module.momentum = 0.0

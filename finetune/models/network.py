@@ -15,8 +15,8 @@ from finetune.config.settings import Rate, Recipe
 from finetune.errors import UserError
 from finetune.models import gradient_checkpointing, surgery
 from finetune.models.architectures import Family, Preprocess, find, parameter_depths
-from finetune.models.gradient_checkpointing import BATCHNORM
 
+BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 MANY_IMAGES, LARGE_BATCH = 20_000, 32  # from which on BatchNorm takes statistics of its own, by `--batchnorm auto`
 
 

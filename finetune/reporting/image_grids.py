@@ -90,11 +90,16 @@ def top_losses(path: Path, samples: Samples, scores: Scores, classes: list[str],
     """The validation images with the largest losses, each beside its heat map for the predicted class."""
     worst, pictures = scores.losses.argsort(descending=True)[:20].tolist(), []
     for index, picture in zip(worst, _scored(samples, scores, classes, worst), strict=True):
-        x = to_input(picture.image[None], explainer.preprocess, torch.device("cpu"), channels_last=True)
-        (heat,) = explainer(x, scores.predictions[index, :1])
-        pictures += [picture, _Picture(overlay(picture.image, heat), "")]
+        pictures += [picture, _Picture(heat_map(explainer, picture.image, int(scores.predictions[index, 0])), "")]
     title = f"Largest losses: predicted | true. On the right: what speaks for the predicted class ({explainer.method})"
     _grid(path, 8, title, pictures)
+
+
+def heat_map(explainer: Explainer, image: Tensor, label: int) -> Image.Image:
+    """An image (C, H, W), uint8, under the heat map of a class: what of it speaks for that class."""
+    x = to_input(image[None], explainer.preprocess, torch.device("cpu"), channels_last=True)  # (1, C, H, W)
+    (heat,) = explainer(x, torch.tensor([label]))  # (H, W)
+    return overlay(image, heat)
 
 
 def _scored(samples: Samples, scores: Scores, classes: list[str], chosen: list[int]) -> list[_Picture]:

@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from finetune.data.transforms import evaluation_transform, to_input
+from finetune.data.transforms import evaluation_transform
 from finetune.inference.predictor import Predictor
-from finetune.models.explain import Explainer, make_explainer, overlay
+from finetune.models.explain import Explainer, make_explainer
 from finetune.reporting import model_card
+from finetune.reporting.image_grids import heat_map
 from finetune.serving import uploads
 from finetune.serving.batching import Batcher
 from finetune.serving.examples import Examples
@@ -59,13 +60,12 @@ class Served:
 
     def explain(self, image: torch.Tensor, label: int) -> tuple[bytes, str]:
         """Where the model looked: a PNG of an image (C, H, W) under the heat map of a class, and the method's name."""
-        known, run, device = self.predictor.metadata, self.predictor.recipe.run, self.predictor.accelerator.device
-        x = to_input(image[None], known.preprocess, device, run.channels_last)  # (1, C, H, W)
+        known = self.predictor.metadata
         with self.batcher.model_lock:
             self._explainer = self._explainer or make_explainer(self.predictor.model, known.net, known.preprocess)
-            (heat,) = self._explainer(x, torch.tensor([label]))  # (H, W)
+            picture = heat_map(self._explainer, image, label)
         file = BytesIO()
-        overlay(image, heat).save(file, "PNG")
+        picture.save(file, "PNG")
         return file.getvalue(), self._explainer.method
 
 

@@ -10,11 +10,11 @@ from itertools import zip_longest
 
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import to_pil_image
 
 from finetune.data.dataset import Draw, Samples
 from finetune.data.transforms import evaluation_transform
 from finetune.errors import UserError
+from finetune.models.explain import to_picture
 from finetune.reporting.report.scored import Scored
 from finetune.reporting.report.subject import Subject
 
@@ -68,7 +68,7 @@ def embed(subject: Subject, chosen: Pictures, limit: int, heat_map: HeatMap | No
             image = samples[Draw(0, k, 1.0)].image  # (C, H, W)
         except (UserError, OSError):  # a file that is gone by now
             continue
-        found = {"thumbnail": _address(_as_picture(image))}
+        found = {"thumbnail": _address(to_picture(image))}
         if heat_map and k in chosen.worst:
             found["heat map"] = _address(heat_map(image, int(result.scores.predictions[k, 0])))
         size += sum(map(len, found.values()))
@@ -91,11 +91,6 @@ def _by_importance(chosen: Pictures) -> Iterator[int]:
                 if k is not None and k not in seen:
                     seen.add(k)
                     yield k
-
-
-def _as_picture(image: Tensor) -> Image.Image:
-    """An image (C, H, W), uint8 or in [0, 1], for the eye; grey where it has fewer than three channels."""
-    return to_pil_image(image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1))
 
 
 def _address(picture: Image.Image) -> str:
