@@ -1,8 +1,8 @@
 """Heat maps: which parts of an image speak for a class.
 
-Grad-CAM (Selvaraju et al. 2017) for models with a feature map: each channel is weighted by its mean gradient. At a last
-map that is averaged before a linear layer, that is CAM (Zhou et al. 2016). HiResCAM (Draelos & Carin 2020) for tokens:
-each has its own gradient, which contains the attention to it.
+HiResCAM (Draelos & Carin 2020): each cell's values times their own gradients, summed over the channels. At a last map
+that is averaged before a linear layer, that is CAM (Zhou et al. 2016) and Grad-CAM (Selvaraju et al. 2017). On earlier
+maps Grad-CAM, whose gradients are averaged over the map, leaves many pictures without any heat.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from finetune.config.settings import Net
 from finetune.models.architectures import Family, Preprocess, find, stages
 from finetune.recipes import depth_name
 
-CELLS = 4  # per side; a coarser map hardly says where
+CELLS = 6  # per side; a coarser map hardly says where
 OPACITY = 0.5  # of the colours over the picture, which keeps half of its contrast
 
 
@@ -43,7 +43,7 @@ class Explainer:
     """Heat maps of a model's logits, from its last layer with at least `CELLS` cells a side."""
 
     method: str
-    """For captions, such as "Grad-CAM at stage 4, 7 × 7 cells"."""
+    """For captions, such as "HiResCAM at stage 4, 7 × 7 cells"."""
 
     def __init__(self, model: nn.Module, family: Family, preprocess: Preprocess) -> None:
         """Put the model into evaluation mode, and run it once to see its maps."""
@@ -51,10 +51,7 @@ class Explainer:
         layers = _layers(self.model, depths, family.token_norm, preprocess)
         self.layer = max(layers, key=lambda layer: (min(layer.side, CELLS), layers.index(layer)))
         name, side = depth_name(self.layer.depth, len(depths)), self.layer.side
-        tokens = self.layer.channels == 2
-        self.method = (
-            f"{'HiResCAM' if tokens else 'Grad-CAM'} at {name}, {side} × {side} {'tokens' if tokens else 'cells'}"
-        )
+        self.method = f"HiResCAM at {name}, {side} × {side} {'tokens' if self.layer.channels == 2 else 'cells'}"
 
     def __call__(self, x: Tensor, classes: Tensor) -> Tensor:
         """Heat maps of one class per image, whatever the gradient mode of the caller; no gradient is left behind.
@@ -133,10 +130,8 @@ def _layers(model: nn.Module, depths: list[list[str]], token_norm: str, preproce
 
 def _cells(values: Tensor, gradients: Tensor, layer: _Layer) -> Tensor:
     """What each cell adds to the logit, to first order: (N, h, w)."""
-    if layer.channels == 2:
-        return (values * gradients).sum(2)[:, 1:].unflatten(1, (layer.side, layer.side))
-    places = (2, 3) if layer.channels == 1 else (1, 2)
-    return (values * gradients.mean(places, keepdim=True)).sum(layer.channels)
+    cells = (values * gradients).sum(layer.channels)
+    return cells[:, 1:].unflatten(1, (layer.side, layer.side)) if layer.channels == 2 else cells
 
 
 def _resize(cells: Tensor, layer: _Layer, height: int, width: int) -> Tensor:
