@@ -137,7 +137,7 @@ def test_heat_maps_are_one_per_image_and_keep_folders_apart(trained, call, image
         code, out, err = call("predict", trained / "fast", *images, "--explain", folder, form, "--abstain", "0.01")
         assert code == 2
         assert "1 of 7 images could not be read" in err
-        assert err.count(f"Heat maps of each image's first class, in {folder}: HiResCAM at stage ") == 1
+        assert err.count(f"Heat maps of each image's first class, in {folder}: HiResCAM at stem, 16 × 16 cells") == 1
         found = map(json.loads, out.splitlines()) if form == "--json" else csv.DictReader(io.StringIO(out))
         rows[form] = list(found)
         written = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
