@@ -12,9 +12,8 @@ from itertools import islice
 
 from finetune import recipes
 from finetune.config.bounds import period
-from finetune.data import readers
 from finetune.errors import STOPPED
-from finetune.reporting import cross_validation, run_folder
+from finetune.reporting import run_folder
 from finetune.runtime import entry, launcher
 from finetune.training.state import State, Stopwatch
 
@@ -25,6 +24,10 @@ def main(arguments: list[str]) -> int:
     clock = Stopwatch()
     launcher.end_with_parent()
     recipe = recipes.from_command_line(arguments)
+
+    from finetune.data import readers  # not at the top: NumPy and Pillow would slow --help down
+    from finetune.reporting import cross_validation
+
     if recipe.images.folds and not recipe.images.fold and not recipe.run.plan:
         return cross_validation.run(recipe, arguments, main)
     training, run = recipe.training, recipe.run
