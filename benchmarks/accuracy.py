@@ -14,6 +14,7 @@ of the running Python, torch among them, and has benchmarks/peers.txt beside the
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -120,9 +121,10 @@ def make_environment(folder: Path) -> Path:
 
 
 def measure(job: Job, data: Path, weights: Path, python: Path, folder: Path) -> dict:
-    """Run a job in a process of its own: its accuracies, versions and seconds. Its output goes to a .log file.
+    """Run a job in a process of its own: its accuracies, versions and processor time. Its output goes to a .log file.
 
-    It begins without any cache. Raises `CalledProcessError` where it fails.
+    Processor seconds are those of the process and its workers, so that other load on the machine does not count. It
+    begins without any cache. Raises `CalledProcessError` where it fails.
     """
     scratch = folder / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -136,12 +138,12 @@ def measure(job: Job, data: Path, weights: Path, python: Path, folder: Path) -> 
         command += ["--image-size", job.size, "--tracker", "none", "--output", scratch / "run"]
     caches = {name: str(scratch / "cache") for name in ("XDG_CACHE_HOME", "FASTAI_HOME", "HF_HOME")}
     log = folder / f"{job.name}.log"
-    began = time.perf_counter()
+    began, used = time.perf_counter(), processor_seconds()
     with log.open("w") as out:
         subprocess.run(
             list(map(str, command)), cwd=ROOT, env=os.environ | caches, stdout=out, stderr=subprocess.STDOUT, check=True
         )
-    seconds = time.perf_counter() - began
+    times = {"seconds": processor_seconds() - used, "wall_seconds": time.perf_counter() - began}
     if job.method in PEERS:
         result = json.loads(log.read_text().splitlines()[-1])
     else:
@@ -150,7 +152,13 @@ def measure(job: Job, data: Path, weights: Path, python: Path, folder: Path) -> 
         result = {"test_accuracy": summary["test_accuracy"], "val_accuracy": summary["best_val_accuracy"]}
         result |= {"versions": versions}
     shutil.rmtree(scratch, ignore_errors=True)
-    return result | {"seconds": seconds}
+    return result | times
+
+
+def processor_seconds() -> float:
+    """Processor time of all child processes that have ended, in the program and in the kernel."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def read_records(folder: Path) -> list[dict]:
@@ -216,7 +224,7 @@ def main(arguments: list[str]) -> int:
                 print(f"{job.name} failed with exit code {error.returncode}: see {runs / job.name}.log", flush=True)
                 continue
             record.write_text(json.dumps(asdict(job) | result | {"machine": machine}, indent=2) + "\n")
-            scores = f"test {result['test_accuracy']:.4f}, {result['seconds']:.0f} s"
+            scores = f"test {result['test_accuracy']:.4f}, {result['seconds']:.0f} processor seconds"
             print(f"{number}/{len(todo)} {job.name}: {scores}", flush=True)
             accuracy_report.write(output, read_records(runs), order)
     if rows := accuracy_report.write(output, read_records(runs), order):

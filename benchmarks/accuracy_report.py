@@ -47,8 +47,8 @@ def table(rows: list[dict]) -> str:
     by_key = {(row["set"], row["model"], row["size"], row["method"]): row for row in rows}
     most = max((row["seeds"] for row in rows), default=0)
     lines = [
-        f"Test accuracy, mean ± standard deviation, and mean seconds of the whole process. Seeds: {most}, or the",
-        "number in brackets. The best of each set and backbone is bold.",
+        "Test accuracy, mean ± standard deviation, and mean processor seconds of the whole process. Seeds:",
+        f"{most}, or the number in brackets. The best of each set and backbone is bold.",
         "",
         f"| set | method | {' | '.join(f'{model}, {size} px' for model, size in backbones)} |",
         "| --- " * (2 + len(backbones)) + "|",
@@ -81,7 +81,7 @@ def summary(rows: list[dict]) -> list[str]:
     if len(common) < 2:
         return []
     lines = [f"Means over the {len(common)} pairs of a set and a backbone that all methods have:", ""]
-    lines += ["| method | test accuracy | seconds |", "| --- | --- | --- |"]
+    lines += ["| method | test accuracy | processor seconds |", "| --- | --- | --- |"]
     for method, found in by_method.items():
         means = [statistics.mean(found[key][name] for key in common) for name in ("test_accuracy", "seconds")]
         lines.append(f"| {method} | {means[0]:.3f} | {means[1]:.0f} |")
@@ -89,7 +89,7 @@ def summary(rows: list[dict]) -> list[str]:
 
 
 def picture(rows: list[dict], path: Path) -> None:
-    """Accuracy against seconds: a row of panels for each set, a panel for each backbone and size."""
+    """Accuracy against processor seconds: a row of panels for each set, a panel for each backbone and size."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -108,7 +108,7 @@ def picture(rows: list[dict], path: Path) -> None:
             axis.set_axis_off()
         for ((model, size), points), axis in zip(found.items(), line, strict=False):
             axis.set_title(f"{name}: {model}, {size} px", fontsize=10)
-            axis.set(xscale="log", xlabel="seconds, whole process", ylabel="test accuracy")
+            axis.set(xscale="log", xlabel="processor seconds, whole process", ylabel="test accuracy")
             axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.xaxis.set_major_formatter("{x:g}")
             axis.xaxis.set_minor_locator(NullLocator())
