@@ -33,9 +33,10 @@ def read(opened: Model, path: Path) -> Callable[[Tensor], Tensor]:
     from executorch.runtime import Runtime
 
     program = Runtime.get().load_program(path.read_bytes())
+    held = program, program.load_method("forward")  # a method is invalid once its program is freed
 
     def run(x: Tensor) -> Tensor:
-        method = program.load_method("forward")  # kept by the program, and invalid without it
+        _, method = held
         return torch.cat([method.execute([part])[0] for part in x.contiguous().split(LARGEST_BATCH)])
 
     return run
