@@ -182,6 +182,7 @@ def main(arguments: list[str]) -> int:
 
     if main_process:
         summary = records.summary(state, epochs, scores, calibrated, temperature, loaders, accelerator)
+        summary |= records.without_copies(calibrated, planned.leaked)
         results.write(output, summary, calibrated, loaders, classes, net, console)
         tracker.log_end(state.step, output, summary, calibrated["val"], loaders["val"].dataset, classes)
         console.print(terminal.ending(summary, output, training), soft_wrap=True)

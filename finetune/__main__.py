@@ -8,6 +8,7 @@ from finetune.errors import unknown
 from finetune.runtime import entry
 
 COMMANDS = {
+    "check": "audit a data set: copies, leaks between splits, bad files, likely label errors",
     "predict": "classify images",
     "embed": "write the features of images, and draw them in a plane",
     "evaluate": "score a run on labelled images: accuracy, per-class metrics, calibration, errors",

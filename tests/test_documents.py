@@ -130,6 +130,7 @@ def checkout(trained, cache, image_folder, tmp_path, monkeypatch):
         f"photos/{path.relative_to(image_folder)},{path.parent.name}" for path in image_folder.glob("train/*/*.jpg")
     ]
     (photos.parent / "labels.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+    (folder / "fixes.csv").write_text("path,action,new_label\ntrain/red/00.jpg,remove,\n")
     pixels, labels = np.zeros((12, 40, 40), np.uint8), np.arange(12) % 3
     np.savez(photos.parent / "arrays.npz", x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
     monkeypatch.chdir(folder)

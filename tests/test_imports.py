@@ -11,8 +11,8 @@ from support import ROOT
 
 # Each package or module of `finetune` may import those before it, and itself.
 ORDER = (
-    *("errors", "runtime", "config", "starter", "recipes", "models", "data", "training", "features", "reporting"),
-    *("inference", "serving", "commands", "api", "__init__", "__main__", "train"),
+    *("errors", "runtime", "config", "starter", "recipes", "models", "data", "audit"),
+    *("training", "features", "reporting", "inference", "serving", "commands", "api", "__init__", "__main__", "train"),
 )
 HEAVY = {"torch", "torchvision", "accelerate", "torchmetrics", "wandb", "matplotlib"}  # seconds to import
 

@@ -29,7 +29,7 @@ def test_each_commands_help_names_its_arguments(capsys):
             program.main([name, "--help"])
         assert ended.value.code == 0
         shown[name] = capsys.readouterr().out
-    assert len(shown) == 11
+    assert len(shown) == 12
     assert [name for name, text in shown.items() if not re.search(r"\bRUN\b", text)] == ["cache"]
     assert "IMAGE ..." in shown["predict"]
 

@@ -52,7 +52,7 @@ def test_the_code_imports_nothing_that_is_not_installed_with_it():
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 found.add(node.module.partition(".")[0])
     packages = {IMPORTED_AS.get(name, name) for name in found - set(sys.stdlib_module_names) - {"finetune", "train"}}
-    extras = ("export", "embed", "openvino", "executorch", "hub", "demo")
+    extras = ("check", "export", "embed", "openvino", "executorch", "hub", "demo")
     known = names(PROJECT["dependencies"]).union(*(names(EXTRAS[extra]) for extra in extras))
     assert len(packages) >= 10
     # Dependencies of wandb, used to read its login, and of fastapi and uvicorn, whose parts these are.

@@ -95,7 +95,7 @@ def main(arguments: list[str]) -> int:
     if options.json:
         print(json.dumps(metrics, ensure_ascii=False))
     else:
-        show(metrics, imageset.skipped, console)
+        show(metrics, len(imageset.bad), console)
     if output:
         write(output, metrics, first, classes)
     return 0
@@ -110,7 +110,7 @@ def read(predictor: Predictor, options: Options) -> tuple[Images, ImageSet]:
     images = predictor.recipe.images
     skip = options.skip_bad_images or images.skip_bad_images
     images = replace(images, data=options.data or images.data, skip_bad_images=skip)
-    images = replace(images, folds=None, fold=None) if options.data else images
+    images = replace(images, folds=None, fold=None, exclude=None) if options.data else images
     return images, readers.read(images, predictor.metadata.net.in_channels, predictor.recipe.run.seed)
 
 

@@ -123,6 +123,8 @@ class Images:
     """Sample all classes equally often, with replacement."""
     skip_bad_images: bool = False
     """Skip images that cannot be decoded, and report how many, instead of refusing to start."""
+    exclude: Path | None = None
+    """A .csv of images to leave out or to label otherwise, as python -m finetune check --fix-list writes it."""
     cache_images: bool = True
     """Cache decoded images in --cache-dir if they are read three times or more and fit into a quarter of the memory and
     into --cache-gb (or 4 GB). Results do not change."""

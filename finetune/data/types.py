@@ -6,7 +6,7 @@ import hashlib
 import os
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +73,15 @@ class Split:
         """The pool; the split itself where it has none."""
         return self.pool or self
 
+    @property
+    def are_files(self) -> bool:
+        """Whether the images are files, and the items their paths."""
+        return isinstance(self.items, list) and all(isinstance(item, str) for item in self.items)
+
     def names(self) -> list[str]:
         """A name for each image: its path, or its position in the pool, an array or a torchvision set."""
-        if isinstance(self.items, list) and all(isinstance(item, str) for item in self.items):
-            return self.items
+        if self.are_files:
+            return list(self.items)
         return [f"#{k}" for k in (self.positions if self.pool else range(len(self.labels)))]
 
 
@@ -88,8 +93,12 @@ class ImageSet:
     """Class names; a label is a position in this list."""
     splits: dict[str, Split]
     """`train`, `val` and, where there is one, `test`."""
-    skipped: int = 0
-    """Number of images left out because they do not decode."""
+    bad: dict[str, str] = field(default_factory=dict)
+    """The files that are left out because they do not decode, each with the reason."""
+    excluded: int = 0
+    """Number of images that --exclude leaves out."""
+    relabelled: int = 0
+    """Number of images that --exclude gives another label."""
 
     def lacking(self, name: str) -> list[str]:
         """The classes of which a split has no image."""

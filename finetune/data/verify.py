@@ -1,4 +1,4 @@
-"""Decode every image file once before training, and remember which files decode.
+"""Decode every image file once before training, and remember what was found: whether it decodes, and its facts.
 
 Results are in an SQLite database in the user's cache folder. A file is decoded again when its size or its time of
 modification has changed. Where the database cannot be used (a folder that cannot be written, a damaged file), every
@@ -10,33 +10,49 @@ from __future__ import annotations
 import os
 import sqlite3
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from hashlib import blake2b
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 from filelock import FileLock, Timeout
-from PIL import Image
 
-from finetune.data.image_files import to_8_bits
+from finetune.data import exclusions
+from finetune.data.facts import FACTS, VERSION, of_file
 from finetune.errors import UserError
 from finetune.runtime import cpu, entry, files, launcher
 
-MANY = 100  # files; fewer are decoded in a tenth of a second: worth neither remembering nor a process
+MANY = 100  # files; fewer are decoded in half a second: not worth a process
 CHUNK = 64  # files per task of a worker
+KEPT = 2048  # files that are decoded before they are remembered: as many are decoded again after a kill
 SHOWN = 50 * CHUNK  # files; fewer need no progress line
-Known = tuple[int, int, str]  # size, time of modification in ns, and why the file does not decode (empty if it does)
+TABLE = f"facts_{VERSION}"
 
 
-def check(paths: list[str], skip_bad_images: bool) -> dict[str, str]:
+class Checked(NamedTuple):
+    """What is known of a file."""
+
+    size: int
+    time: int
+    """Time of modification in ns."""
+    why: str
+    """Why it does not decode; empty if it does."""
+    facts: bytes = b""
+    """A record of `facts.FACTS`, where it was asked for; empty if it does not decode."""
+
+
+def check(paths: list[str], skip_bad_images: bool, excluded: Collection[str] = ()) -> dict[str, str]:
     """Decode files; returns those that do not decode, each with the reason.
 
-    Raises `UserError`, which names the first few of them, unless they may be skipped.
+    Raises `UserError`, which names the first few of them, unless they may be skipped or are among the absolute paths
+    `excluded`.
     """
     bad = undecodable(paths)
-    if bad and not skip_bad_images:
+    if bad and not skip_bad_images and not all(exclusions.absolute(path) in excluded for path in bad):
         shown = "\n".join(f"  {path}: {why}" for path, why in list(bad.items())[:5])
         more = f"\n  and {len(bad) - 5} more" if len(bad) > 5 else ""
         many = "1 image does not decode" if len(bad) == 1 else f"{len(bad)} images do not decode"
@@ -46,33 +62,48 @@ def check(paths: list[str], skip_bad_images: bool) -> dict[str, str]:
 
 def undecodable(paths: list[str]) -> dict[str, str]:
     """The files that do not decode, each with the reason. Files that are remembered are not decoded again."""
-    if len(paths) < MANY:
-        return {path: why for path, why in zip(paths, decode_all(paths), strict=True) if why}
+    return {path: known.why for path, known in zip(paths, checked(paths), strict=True) if known.why}
+
+
+def facts(paths: list[str]) -> np.ndarray:
+    """The facts of files that decode, (N,) of `facts.FACTS`. Files that are remembered are not decoded again."""
+    return np.frombuffer(b"".join(known.facts for known in checked(paths, with_facts=True)), FACTS)
+
+
+def checked(paths: list[str], with_facts: bool = False) -> list[Checked]:
+    """What is known of each file, after those that are new or have changed are decoded and remembered.
+
+    Facts take 450 bytes an image, so they are kept only where they are asked for.
+    """
     here = str(Path.cwd())
     names = [os.path.join(here, path) for path in paths]
     states = [(state.st_size, state.st_mtime_ns) for state in map(os.stat, paths)]
     top = os.path.commonpath({name.rpartition(os.sep)[0] for name in names})
 
-    def changed(known: dict[str, Known]) -> list[int]:
+    def changed(known: dict[str, Checked]) -> list[int]:
         return [k for k, name in enumerate(names) if known.get(name, ())[:2] != states[k]]
 
-    known = _recall(top)
+    known = _recall(top, with_facts)
     if changed(known):
         with _one_process_at_a_time(top):
-            known = _recall(top)  # another process may have decoded them by now
-            chosen = changed(known)
-            reasons = decode_all([paths[k] for k in chosen]) if chosen else []
-            found = {names[k]: (*states[k], why) for k, why in zip(chosen, reasons, strict=True)}
+            known = _recall(top, with_facts)  # another process may have decoded them by now
+            chosen, found = changed(known), {}
+            for k, (why, record) in zip(chosen, decode_all([paths[k] for k in chosen]), strict=True):
+                found[names[k]] = Checked(*states[k], why, record)
+                known[names[k]] = found[names[k]] if with_facts else Checked(*states[k], why)
+                if len(found) == KEPT:
+                    _remember(found)
+                    found = {}
             _remember(found)
-            known |= found
-    return {path: known[name][2] for path, name in zip(paths, names, strict=True) if known[name][2]}
+    return [known[name] for name in names]
 
 
-def decode_all(paths: list[str]) -> list[str]:
-    """Why each file does not decode, in order; empty for those that do."""
+def decode_all(paths: list[str]) -> Iterator[tuple[str, bytes]]:
+    """For each file, in order, why it does not decode, empty for those that do, and its facts' bytes."""
     chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
     with entry.ctrl_c_kills(), _workers(len(paths)) as pool:
-        return [why for reasons in _with_progress(pool.map(_decode_chunk, chunks), len(paths)) for why in reasons]
+        for found in _with_progress(pool.map(_decode_chunk, chunks), len(paths)):
+            yield from found
 
 
 def _workers(count: int) -> Executor:
@@ -83,34 +114,28 @@ def _workers(count: int) -> Executor:
     return ProcessPoolExecutor(workers, get_context("fork"), launcher.end_with, (os.getpid(),))
 
 
-def _with_progress(chunks: Iterable[list[str]], count: int) -> Iterator[list[str]]:
+def _with_progress(chunks: Iterable[list], count: int) -> Iterator[list]:
     """The same chunks; on a terminal, a line on stderr counts the files."""
     done, shown = 0, count >= SHOWN and sys.stderr.isatty()
-    for reasons in chunks:
-        yield reasons
-        done += len(reasons)
+    for found in chunks:
+        yield found
+        done += len(found)
         if shown:
             print(f"\rdecoding new images: {done} of {count}", end="", file=sys.stderr, flush=True)
     if shown:
         print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
-def _decode_chunk(paths: list[str]) -> list[str]:
-    return [_reason(path) for path in paths]
+def _decode_chunk(paths: list[str]) -> list[tuple[str, bytes]]:
+    return [_decode(path) for path in paths]
 
 
-def _reason(path: str) -> str:
-    """Why a file does not decode; empty if it does."""
+def _decode(path: str) -> tuple[str, bytes]:
+    """Why a file does not decode, empty if it does, and its facts' bytes."""
     try:
-        with Image.open(path) as image:
-            # A JPEG is decoded at an eighth of its size: all its bytes are read, most of the arithmetic is saved.
-            image.draft("RGB", (1, 1))
-            image.load()
-            if image.mode == "F":
-                to_8_bits(image)
+        return "", of_file(path).tobytes()
     except Exception as error:  # Pillow's decoders raise many kinds, struct.error and SyntaxError among them
-        return str(error) or type(error).__name__
-    return ""
+        return str(error) or type(error).__name__, b""
 
 
 def database() -> Path:
@@ -142,26 +167,27 @@ def _one_process_at_a_time(top: str) -> Iterator[None]:
         lock.release()
 
 
-def _recall(top: str) -> dict[str, Known]:
+def _recall(top: str, with_facts: bool) -> dict[str, Checked]:
     """The remembered files below a folder."""
-    query = "SELECT path, size, time, why FROM files WHERE path >= ? AND path < ?"
+    columns = f"path, size, time, why{', facts' * with_facts}"
+    query = f"SELECT {columns} FROM {TABLE} WHERE path >= ? AND path < ?"
     try:
         with closing(sqlite3.connect(database(), timeout=10)) as connection:
             rows = connection.execute(query, (top, top + "\U0010ffff"))
-            return {path: (size, time, why) for path, size, time, why in rows}
+            return {path: Checked(*known) for path, *known in rows}
     except sqlite3.Error:
         return {}
 
 
-def _remember(found: dict[str, Known]) -> None:
+def _remember(found: dict[str, Checked]) -> None:
     if not found:
         return
     try:
         database().parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(database(), timeout=10)) as connection, connection:
-            connection.execute("CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INT, time INT, why TEXT)")
-            connection.executemany(
-                "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", ((name, *known) for name, known in found.items())
-            )
+            columns = "path TEXT PRIMARY KEY, size INT, time INT, why TEXT, facts BLOB"
+            connection.execute(f"CREATE TABLE IF NOT EXISTS {TABLE} ({columns})")
+            rows = ((name, *known) for name, known in found.items())
+            connection.executemany(f"INSERT OR REPLACE INTO {TABLE} VALUES (?, ?, ?, ?, ?)", rows)
     except (sqlite3.Error, OSError):
         return

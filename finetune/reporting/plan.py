@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from finetune import errors
+from finetune.audit.brief import Brief, brief
 from finetune.config.bounds import period
 from finetune.config.settings import Recipe, Training
 from finetune.data.sampler import smallest_micro_batch
@@ -71,6 +72,8 @@ class Plan:
     steps_per_epoch: int
     epochs: int
     caching: Caching = field(repr=False)
+    leaked: dict[str, list[int]] = field(default_factory=dict)
+    """See `brief.Brief`; on the main process alone."""
 
 
 def make(
@@ -91,6 +94,7 @@ def make(
     caching = policy.decide(recipe, network, loaders, accelerator)
     training, processes, classes = recipe.training, accelerator.num_processes, len(imageset.classes)
     counts = {name: len(split.labels) for name, split in imageset.splits.items()}
+    looked = brief(imageset) if accelerator.is_main_process else Brief({})
     micro_batch = -(-min(training.batch_size, counts["train"]) // (processes * training.loaded_micro_batches))
     shape = (micro_batch, recipe.net.in_channels, network.preprocess.crop, network.preprocess.crop)
     split = next((phase.split for phase in caching.phases if phase.split), None)
@@ -110,8 +114,11 @@ def make(
     facts = {
         "images": ", ".join(f"{count} {name}" for name, count in counts.items())
         + (f"; fold {recipe.images.fold or 1} of {recipe.images.folds}, whose images are the test split" * in_folds)
-        + (f"; {imageset.skipped} that do not decode are left out" if imageset.skipped else ""),
+        + (f"; {len(imageset.bad)} that do not decode are left out" if imageset.bad else "")
+        + (f"; --exclude leaves out {imageset.excluded}" if recipe.images.exclude else "")
+        + (f" and relabels {imageset.relabelled}" if imageset.relabelled else ""),
         "classes": f"{classes}: {errors.listed(imageset.classes, 6)}",
+        **looked.lines,
         "parameters": f"{trained:,} trained of {sum(row.parameters for row in table):,}",
         "head": head.describe(recipe, counts["train"], caching.head.split)
         if caching.head
@@ -144,7 +151,7 @@ def make(
     side, fit = network.preprocess.crop, network.preprocess.fit
     title = f"{recipe.recipe}: {recipe.net.model}, weights {recipe.net.weights}, {side} × {side} pixels"
     title += "" if fit == "crop" else f" (--fit {fit})"
-    return Plan(title, table, facts, need, steps, epochs, caching)
+    return Plan(title, table, facts, need, steps, epochs, caching, looked.leaked)
 
 
 def rows(network: Network, training: Training, solved: bool) -> list[Row]:

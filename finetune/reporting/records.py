@@ -166,3 +166,19 @@ def summary(
         "device": accelerator.device.type,
         **tested,
     }
+
+
+def without_copies(scores: dict[str, Scores], leaked: dict[str, list[int]]) -> dict[str, float]:
+    """Fields of summary.json: how many images of a split are copies of training images, and the accuracy of the rest.
+
+    `leaked` has their positions, by split. A split without them, or of them alone, has no fields.
+    """
+    found: dict[str, float] = {}
+    for name, copies in leaked.items():
+        if copies and len(copies) < len(scores[name].labels):
+            kept = torch.ones(len(scores[name].labels), dtype=torch.bool)
+            kept[copies] = False
+            correct = scores[name].predictions[:, 0] == scores[name].labels
+            accuracy = correct[kept].double().mean().item()
+            found |= {f"{name}_copies": len(copies), f"{name}_accuracy_without_copies": accuracy}
+    return found

@@ -99,6 +99,15 @@ def collapse(history: list[dict[str, Any]], rates: list[Rate | None], images: in
     )
 
 
+def _without_copies(summary: dict[str, Any], split: str) -> str:
+    """What the accuracy of a split is without copies of training images, where it has some."""
+    if f"{split}_copies" not in summary:
+        return ""
+    name = {"val": "validation", "test": "test"}[split]
+    accuracy, copies = summary[f"{split}_accuracy_without_copies"], summary[f"{split}_copies"]
+    return f"\nWithout the {copies} {name} images that are copies of training images: {accuracy:.4f}."
+
+
 def ending(summary: dict[str, Any], output: Path, training: Training) -> str:
     """The last lines of a run, from its summary."""
     by_loss, stopped = training.best_by == "loss", ""
@@ -127,6 +136,6 @@ def ending(summary: dict[str, Any], output: Path, training: Training) -> str:
         tested = f"Test accuracy of that model: {summary['test_accuracy']:.4f}."
     return (
         f"\n{stopped}{best} {where}, after {summary['total_seconds']:.0f} s in all.\n"
-        f"{tested}\n"
+        f"{tested}{''.join(_without_copies(summary, name) for name in ('val', 'test'))}\n"
         f"Model     {output / 'model'}\nPictures  {output / 'plots'}\nMetrics   {output / 'metrics.jsonl'}"
     )

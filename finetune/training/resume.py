@@ -19,6 +19,7 @@ MAY_CHANGE = {
     *("data", "data_root", "workers", "eval_batch_size", "accumulate", "num_processes", "device", "compile"),
     "gradient_checkpointing",
     *("cache_dir", "cache_gb", "cache_images", "log_every", "log_model"),
+    "exclude",  # another file of the same content; the images themselves are compared,
 }
 NO_SETTING = {"versions", "threads", "image_sizes", "git_commit", "resume"}
 EXACT_VERSIONS = ("torch", "torchvision", "accelerate", "numpy", "pillow")  # the last bits of a result depend on them

@@ -13,7 +13,7 @@ import pytest
 from support import ROOT, write_images
 
 from finetune.config.settings import Images
-from finetune.data import readers, verify
+from finetune.data import facts, readers, verify
 from finetune.errors import UserError
 
 
@@ -33,7 +33,7 @@ def decoded(folder, monkeypatch, skip=False):
     """How many files are decoded when the folder is read."""
     seen = []
     with monkeypatch.context() as patched:
-        patched.setattr(verify, "_reason", lambda path, reason=verify._reason: seen.append(path) or reason(path))
+        patched.setattr(verify, "_decode", lambda path, decode=verify._decode: seen.append(path) or decode(path))
         read(folder, skip)
     return len(seen)
 
@@ -65,10 +65,35 @@ def test_without_a_memory_every_file_is_decoded(files, monkeypatch, tmp_path):
     assert decoded(files, monkeypatch) == 12
 
 
-def test_few_files_are_decoded_and_not_remembered(files, monkeypatch):
-    monkeypatch.setattr(verify, "MANY", 13)
-    assert [decoded(files, monkeypatch) for _ in range(2)] == [12, 12]
-    assert not verify.database().exists()
+def test_files_are_remembered_as_they_are_decoded(files, monkeypatch):
+    """A kill loses what was decoded since."""
+    monkeypatch.setattr(verify, "KEPT", 5)
+    count = 0
+
+    def decode(path, own=verify._decode):
+        nonlocal count
+        count += 1
+        if count == 12:
+            raise KeyboardInterrupt
+        return own(path)
+
+    monkeypatch.setattr(verify, "MANY", 1000)  # in this process
+    monkeypatch.setattr(verify, "CHUNK", 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(verify, "_decode", decode)
+        with pytest.raises(KeyboardInterrupt):
+            read(files)
+    assert decoded(files, monkeypatch) == 2
+
+
+def test_facts_come_in_the_order_of_the_files_and_are_remembered(files, monkeypatch):
+    paths = sorted(map(str, files.rglob("*.jpg")), reverse=True)
+    first = verify.facts(paths)
+    assert len(first) == 12
+    for path, found in zip(paths, first, strict=True):
+        assert (found["format"], found["digest"].tolist()) == (b"JPEG", facts.of_file(path)["digest"].tolist())
+    monkeypatch.setattr(verify, "_decode", None)
+    assert verify.facts(paths).tobytes() == first.tobytes()
 
 
 def test_the_first_five_bad_files_are_named_and_the_rest_counted(files):
@@ -89,10 +114,10 @@ import os, sys, time
 from finetune.data import verify
 from finetune.runtime import entry
 verify.MANY = verify.SHOWN = verify.CHUNK = 1
-own = verify._reason
-def reason(path):
-    return f"{own(path)[:15]} by {os.getpid()}"
-verify._reason = reason
+own = verify._decode
+def decode(path):
+    return f"{own(path)[0][:15]} by {os.getpid()}", b""
+verify._decode = decode
 def main(paths):
     found = verify.check(paths, True)
     print(os.getpid(), *(f"{path}: {why}" for path, why in found.items()), sep="\\n")
@@ -102,9 +127,9 @@ entry.run(main)
 needs_fork = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads decode the files")
 
 
-def command(files, before_reason=""):
+def command(files, before_decode=""):
     """A program that decodes the files, each after some statement."""
-    code = DECODE.replace("def reason(path):", f"def reason(path):\n    {before_reason}")
+    code = DECODE.replace("def decode(path):", f"def decode(path):\n    {before_decode}")
     return [sys.executable, "-c", code, *sorted(str(path) for path in files.rglob("*.jpg"))]
 
 
@@ -185,18 +210,18 @@ def test_an_interrupt_in_a_host_program_does_not_wait_for_the_rest(monkeypatch):
         begun.set()
         time.sleep(0.05)
         decoded.append(path)
-        return ""
+        return "", b""
 
     def interrupt():
         begun.wait()
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(verify, "_reason", slow)
+    monkeypatch.setattr(verify, "_decode", slow)
     monkeypatch.setattr(verify, "CHUNK", 1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        verify.decode_all([f"{k}.jpg" for k in range(200)])
+        list(verify.decode_all([f"{k}.jpg" for k in range(200)]))
     thread.join()
     assert len(decoded) < 100

@@ -1,11 +1,13 @@
 """The records of a run: what config.json, metrics.jsonl and summary.json hold."""
 
 import json
+import shutil
 
 import pytest
 
 from finetune.config.settings import Run
 from finetune.reporting import run_folder
+from finetune.training.evaluation import Scores
 
 
 def test_records_hold_every_setting_every_epoch_and_the_best_one(train):
@@ -35,3 +37,20 @@ def test_records_hold_every_setting_every_epoch_and_the_best_one(train):
     assert found.summary["best_val_accuracy"] == pytest.approx(best["val_accuracy"])
     assert (found.summary["epochs_run"], found.summary["stopped_early"]) == (2, False)
     assert (found.summary["train_images"], found.summary["val_images"]) == (21, 9)
+
+
+def test_a_score_is_also_told_without_copies_of_training_images(train, tmp_path, image_folder, capsys):
+    data = tmp_path / "leaky"
+    shutil.copytree(image_folder, data)
+    for k in range(2):
+        shutil.copy(data / "train" / "red" / f"{k:02}.jpg", data / "val" / "red" / f"copy{k}.jpg")
+    code, output = train("--recipe", "finetune", "--epochs", "1", data=data)
+    assert code == 0
+    summary = run_folder.read(output).summary
+    scores, _ = Scores.load(output / run_folder.SCORES)
+    kept = [k for k in range(11) if k not in (9, 10)]  # copies sort behind the numbers; red is the last class
+    correct = (scores.predictions[:, 0] == scores.labels)[kept].double().mean().item()
+    assert (summary["val_copies"], summary["val_accuracy_without_copies"]) == (2, correct)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "copies of training images: 2 of 11 in val/" in told
+    assert f"Without the 2 validation images that are copies of training images: {correct:.4f}." in told

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from finetune import starter
 from finetune.config.settings import Images
-from finetune.data import folds
+from finetune.data import exclusions, folds
 from finetune.data.readers import arrays, csv_file, image_folder, torchvision_sets
 from finetune.data.types import ImageSet
 from finetune.errors import UserError
@@ -36,7 +36,7 @@ def read(images: Images, in_channels: int, seed: int) -> ImageSet:
             f"--in-channels {in_channels}: the images of --data {images.data} are grey (1) or colour (3). Other "
             f"numbers need arrays: an .npz, or a folder of .npy."
         )
-    imageset = reader.read(images, in_channels, seed)
+    imageset = exclusions.apply(reader.read(images, in_channels, seed), exclusions.read(images.exclude, images.data))
     return folds.split(imageset, images, seed) if images.folds else imageset
 
 

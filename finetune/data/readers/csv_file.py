@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 from finetune.config.settings import Images
-from finetune.data import verify
+from finetune.data import exclusions, verify
 from finetune.data.types import SPLITS, ImageSet, Split, with_validation
 from finetune.errors import UserError
 
@@ -40,7 +40,8 @@ def read(images: Images, in_channels: int, seed: int) -> ImageSet:
     names = {row.get("split") or "train" for row in rows}
     if unknown := sorted(names - set(SPLITS)):
         raise UserError(f"{file}: split is train, val or test, not {', '.join(unknown)}.")
-    bad = verify.check([str(file.parent / row["path"]) for row in rows], images.skip_bad_images)
+    excluded = exclusions.read(images.exclude, images.data).removed
+    bad = verify.check([str(file.parent / row["path"]) for row in rows], images.skip_bad_images, excluded)
     rows = [row for row in rows if str(file.parent / row["path"]) not in bad]
     classes = sorted({row["label"] for row in rows if (row.get("split") or "train") == "train"})
     if len(classes) < 2:
@@ -54,4 +55,4 @@ def read(images: Images, in_channels: int, seed: int) -> ImageSet:
         split = splits[row.get("split") or "train"]
         split.items.append(str(file.parent / row["path"]))
         split.labels.append(label_of[row["label"]])
-    return ImageSet(classes, with_validation(splits, classes, images.val_fraction, seed), len(bad))
+    return ImageSet(classes, with_validation(splits, classes, images.val_fraction, seed), bad)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from finetune.config.settings import Images
-from finetune.data import verify
+from finetune.data import exclusions, verify
 from finetune.data.image_files import EXTENSIONS, is_image
 from finetune.data.types import SPLITS, ImageSet, Split, with_validation
 from finetune.errors import UserError
@@ -35,7 +35,7 @@ def read(images: Images, in_channels: int, seed: int) -> ImageSet:
         deeper = f" Did you mean --data {top / classes[0]}?" if (top / classes[0] / "train").is_dir() else ""
         raise UserError(f"{top} holds one class only ('{classes[0]}'): a classifier needs at least two.{deeper}")
     every = [path for per_class in listed.values() for paths in per_class.values() for path in paths]
-    bad = verify.check(every, images.skip_bad_images)
+    bad = verify.check(every, images.skip_bad_images, exclusions.read(images.exclude, images.data).removed)
     splits = {}
     for name, per_class in listed.items():
         folder = top / name if "val" in listed else top
@@ -49,7 +49,7 @@ def read(images: Images, in_channels: int, seed: int) -> ImageSet:
             [path for cls in classes for path in good[cls]],
             [label for label, cls in enumerate(classes) for _ in good[cls]],
         )
-    return ImageSet(classes, with_validation(splits, classes, images.val_fraction, seed), len(bad))
+    return ImageSet(classes, with_validation(splits, classes, images.val_fraction, seed), bad)
 
 
 def _files(top: Path) -> dict[str, dict[str, list[str]]]:

@@ -87,7 +87,7 @@ def test_a_truncated_image_is_named_and_can_be_skipped(image_folder, tmp_path):
     with pytest.raises(UserError, match=r"2 images do not decode:\n.*train/red/03.jpg: .*\n.*val/blue/01.jpg: "):
         read(top)
     found = read(top, skip=True)
-    assert found.skipped == 2
+    assert len(found.bad) == 2
     assert (len(found.splits["train"].items), len(found.splits["val"].items)) == (20, 8)
 
 

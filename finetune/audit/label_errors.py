@@ -1,0 +1,78 @@
+"""Likely label errors among held-out images, by confident learning. Imports torch late."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from finetune.errors import UserError
+
+if TYPE_CHECKING:
+    from finetune.reporting.report.scored import Scored
+
+PACKAGE = "likely label errors need a package that is not installed: pip install cleanlab"
+
+
+@dataclass(frozen=True)
+class LabelError:
+    """An image whose label is likely wrong."""
+
+    name: str
+    """The image's, as `Split.names` has it."""
+    label: str
+    predicted: str
+    confidence: float
+    """The probability of the given label, by a model that was not trained on the image."""
+
+
+def find(scored: Scored, classes: list[str]) -> list[LabelError]:
+    """The images of held-out predictions that are likely labelled wrong, the most likely first.
+
+    Source: Northcutt et al. 2021, "Confident Learning", as cleanlab has it. Raises `UserError` where cleanlab is not
+    installed, or the images are not known.
+    """
+    try:
+        from cleanlab.filter import find_label_issues
+    except ImportError as error:
+        raise UserError(PACKAGE) from error
+    if scored.images is None:
+        raise UserError("the images of the run cannot be read, or have changed after the training.")
+    probabilities, labels = probabilities_of(scored, len(classes)), scored.scores.labels.numpy()
+    present, labels_of_present = np.unique(labels, return_inverse=True)
+    if len(present) < 2:
+        return []
+    # cleanlab wants an image of each class.
+    given = probabilities[:, present]
+    given = given / np.maximum(given.sum(1, keepdims=True), 1e-12)
+    ranked = find_label_issues(
+        labels_of_present, given, filter_by="confident_learning", return_indices_ranked_by="self_confidence", n_jobs=1
+    )
+    names, predicted = scored.images.names(), given.argmax(1)
+    return [
+        LabelError(names[k], classes[labels[k]], classes[present[predicted[k]]], float(given[k, labels_of_present[k]]))
+        for k in ranked.tolist()
+        if predicted[k] != labels_of_present[k]
+    ]
+
+
+def probabilities_of(scored: Scored, classes: int) -> np.ndarray:
+    """Each image's probability of each class, (N, classes).
+
+    A run keeps the five largest of its validation images; the rest is spread evenly over the other classes.
+    """
+    scores = scored.scores
+    if scores.logits is not None:
+        return scores.logits.double().softmax(1).numpy()
+    top = scores.probabilities.double().numpy()  # (N, 5)
+    others = max(classes - top.shape[1], 1)
+    found = np.repeat((1 - top.sum(1, keepdims=True)).clip(0) / others, classes, axis=1)
+    np.put_along_axis(found, scores.predictions.numpy(), top, axis=1)
+    return found
+
+
+def is_run(path: Path) -> bool:
+    """Whether a path is a run's folder or that of a cross-validation."""
+    return (path / "config.json").is_file() or (path / "fold-1" / "config.json").is_file()
