@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from typing import Any
 
-import jinja2
 from PIL import ImageOps
 
 from finetune.audit.collection import Collection, as_picture
 from finetune.audit.findings import KINDS, Finding
 from finetune.audit.text import grouped
-from finetune.reporting.report.page import TEMPLATES
+from finetune.reporting.report.page import TEMPLATES, make_environment
+from finetune.reporting.report.pictures import address
 
-SIDE, QUALITY = 144, 60  # pixels of a thumbnail's longer side; of WebP's 100
 SHOWN = 60  # findings of a kind
 
 
 def render(source: str, data: Collection, summary: dict[str, str], findings: list[Finding]) -> str:
     """The page."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,  # file and class names may be a stranger's
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("audit.html").render(
-        source=source,
-        summary=summary,
-        classes=data.classes,
-        counts=data.counts(),
-        sections=[_section(data, kind, found) for kind, found in grouped(findings).items()],
-        style=(TEMPLATES / "page.css").read_text(),
+    return (
+        make_environment()
+        .get_template("audit.html")
+        .render(
+            source=source,
+            summary=summary,
+            classes=data.classes,
+            counts=data.counts(),
+            sections=[_section(data, kind, found) for kind, found in grouped(findings).items()],
+            style=(TEMPLATES / "page.css").read_text(),
+        )
     )
 
 
@@ -44,12 +38,8 @@ def _section(data: Collection, kind: str, found: list[Finding]) -> dict[str, Any
 
 
 def _address(data: Collection, k: int) -> str:
-    """A thumbnail as an address of the `data:` scheme; empty where the image cannot be read any more."""
+    """An image's thumbnail as an address; empty where the image cannot be read any more."""
     try:
-        picture = ImageOps.exif_transpose(as_picture(data.items[k])).convert("RGB")
-        picture.thumbnail((SIDE, SIDE))
+        return address(ImageOps.exif_transpose(as_picture(data.items[k])))
     except (OSError, SyntaxError, ValueError):
         return ""
-    file = io.BytesIO()
-    picture.save(file, "webp", quality=QUALITY)
-    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"

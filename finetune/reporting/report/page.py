@@ -38,15 +38,20 @@ def report(subject: Subject, name: str, pictures: Pictures) -> Report:
     return Report(subject, name, headline.of(subject), [section for section in found if section])
 
 
-def render(reports: list[Report], options: dict[str, Any]) -> str:
-    """The page; of several reports with a comparison above. `options` are the limits that the page states."""
-    environment = jinja2.Environment(
+def make_environment() -> jinja2.Environment:
+    """What reads the templates."""
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,  # class names, paths and settings may be a stranger's
+        autoescape=True,  # file and class names, paths and settings may be a stranger's
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def render(reports: list[Report], options: dict[str, Any]) -> str:
+    """The page; of several reports with a comparison above. `options` are the limits that the page states."""
+    environment = make_environment()
     environment.filters |= {
         "percent": curves.percent,
         "probability": curves.probability,

@@ -68,9 +68,9 @@ def embed(subject: Subject, chosen: Pictures, limit: int, heat_map: HeatMap | No
             image = samples[Draw(0, k, 1.0)].image  # (C, H, W)
         except (UserError, OSError):  # a file that is gone by now
             continue
-        found = {"thumbnail": _address(to_picture(image))}
+        found = {"thumbnail": address(to_picture(image))}
         if heat_map and k in chosen.worst:
-            found["heat map"] = _address(heat_map(image, int(result.scores.predictions[k, 0])))
+            found["heat map"] = address(heat_map(image, int(result.scores.predictions[k, 0])))
         size += sum(map(len, found.values()))
         if size > limit:
             return Pictures(chosen.worst, chosen.cells, thumbnails, heat_maps, limited=True)
@@ -93,7 +93,8 @@ def _by_importance(chosen: Pictures) -> Iterator[int]:
                     yield k
 
 
-def _address(picture: Image.Image) -> str:
+def address(picture: Image.Image) -> str:
+    """A thumbnail as an address of the `data:` scheme; the picture is scaled down in place."""
     picture.thumbnail((SIDE, SIDE))
     file = io.BytesIO()
     picture.convert("RGB").save(file, "webp", quality=QUALITY)
