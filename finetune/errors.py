@@ -2,11 +2,23 @@
 
 import difflib
 import errno
+import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 # Exit codes. 75: stopped on request after a checkpoint. 130: Ctrl-C with nothing to save, or a second one.
 MISTAKE, STOPPED, INTERRUPTED = 2, 75, 130
+
+RESUME = "If the run has a checkpoint, continue it with --resume."
+MORE_SHM = "Use --workers 0, or enlarge it (docker run --shm-size 1g)."
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # not tab and newline
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+FAILED_DISK = (errno.EIO, errno.EROFS, errno.ESTALE)  # ESTALE: NFS
+NO_MEMORY = (  # in the words of torch's allocator, oneDNN, C++, Python's threads and the system
+    *("can't allocate memory", "could not create a primitive", "could not create a memory", "bad_alloc"),
+    *("can't start new thread", os.strerror(errno.ENOMEM)),
+)
 
 _advice = "Lower --batch-size, or raise --accumulate."
 
@@ -45,7 +57,7 @@ def set_memory_advice(advice: str) -> None:
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that a GPU's or the machine's memory does not suffice."""
     on_gpu = type(error).__name__ == "OutOfMemoryError"  # torch's, by name: this module does not import torch
-    return on_gpu or isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+    return on_gpu or isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)
 
 
 def explanation(error: Exception) -> str | None:
@@ -56,7 +68,43 @@ def explanation(error: Exception) -> str | None:
         return text.rpartition("UserError: ")[2].strip()
     if is_out_of_memory(error):
         return f"out of memory. {_advice}"
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in text:
-        where = f" ({error.filename})" if getattr(error, "filename", None) else ""
+    return _of_worker(text) or _of_system(error, text)
+
+
+def printable(text: str) -> str:
+    """Text with control characters spelled out: a stranger's class names must not steer the terminal."""
+    return CONTROL.sub(lambda found: repr(found.group())[1:-1], text)
+
+
+def _of_worker(text: str) -> str | None:
+    """The message of torch's error for a DataLoader worker that was killed, or could not pass an image on."""
+    if "shared memory" in text and os.strerror(errno.ENOSPC) in text:
+        return f"/dev/shm, through which image workers pass images, is full. {MORE_SHM} {RESUME}"
+    if not re.search(r"DataLoader worker .*(killed by signal|exited unexpectedly)", text):
+        return None
+    what = text.strip().splitlines()[0].split(". It is possible")[0].rstrip(". ")
+    if "Bus error" in text:
+        return (
+            f"{what}: /dev/shm, through which image workers pass images, is full, or a file was cut short while it was "
+            f"read. {MORE_SHM} {RESUME}"
+        )
+    return f"{what}. Perhaps the machine's memory ran out: lower --workers. {RESUME}"
+
+
+def _of_system(error: Exception, text: str) -> str | None:
+    """The message of a system's error: full or failed disks, files that must not be opened or are too many."""
+    code, path = getattr(error, "errno", None), getattr(error, "filename", None)
+    where = f" ({path})" if path else ""
+
+    def is_one_of(codes: Iterable[int]) -> bool:  # libraries in Rust and C++ give the text alone
+        return code in codes or any(os.strerror(known) in text for known in codes)
+
+    if is_one_of(FULL_DISK):
         return f"the disk is full{where}. Free some space; if the run has a checkpoint, continue it with --resume."
+    if is_one_of(FAILED_DISK):
+        return f"a disk or its server failed, or became read-only: {text}. {RESUME}"
+    if is_one_of([errno.EMFILE, errno.ENFILE]):
+        return f"too many open files{where}. Raise the limit (ulimit -n 4096) or lower --workers. {RESUME}"
+    if path and isinstance(error, PermissionError):
+        return f"{path}: {error.strerror}. Give the user who runs this the right to it. {RESUME}"
     return None

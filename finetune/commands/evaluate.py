@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from finetune.commands import ModelArgument, WeightsOption
 from finetune.commands.predict import check_abstain
 from finetune.config.command_line import parse
-from finetune.errors import UserError, listed
+from finetune.errors import UserError, listed, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -226,18 +226,18 @@ def show(metrics: dict[str, Any], skipped: int, console: Console) -> None:
         column.justify = "right"
     for row in rows:
         shares = (f"{row[key]:.3f}" for key in ("precision", "recall", "f1"))
-        table.add_row(row["name"], str(row["images"]), str(round(row["images"] * row["recall"])), *shares)
+        table.add_row(printable(row["name"]), str(row["images"]), str(round(row["images"] * row["recall"])), *shares)
     console.print(table)
     if metrics["confusions"]:
         console.print("\nmost confused: true → predicted (images)")
     for row in metrics["confusions"]:
-        console.print(f"  {row['true']} → {row['predicted']} ({row['images']})", soft_wrap=True)
+        console.print(printable(f"  {row['true']} → {row['predicted']} ({row['images']})"), soft_wrap=True)
     worst = metrics["errors"][:SHOWN]
     if worst:
         console.print(f"\nworst of {len(metrics['errors'])} errors: image, true, predicted")
     for row in worst:
         labels = f"{row['true']}, {row['predicted']} {row['probability']:.1%}"
-        console.print(f"  {row['image']}  {labels}", soft_wrap=True)
+        console.print(printable(f"  {row['image']}  {labels}"), soft_wrap=True)
 
 
 def write(folder: Path, metrics: dict[str, Any], first: Predictions, classes: list[str]) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from finetune.commands import ImagesArgument, ModelArgument, WeightsOption, empty_folder, new_file
 from finetune.config.command_line import parse
 from finetune.data.image_files import EXTENSIONS, is_image
-from finetune.errors import UserError
+from finetune.errors import UserError, printable
 
 if TYPE_CHECKING:
     from finetune.inference.predictor import Prediction
@@ -156,7 +156,7 @@ def write(
         bad += bool(prediction.error)
         if options.grid and len(first) < GRID and not prediction.error:
             first.append(prediction)
-        top = [(classes[k], probability) for k, probability in prediction.top]
+        top = [(classes[k] if options.json else printable(classes[k]), value) for k, value in prediction.top]
         unsure = bool(top) and top[0][1] < options.abstain
         abstained += unsure
         drawn = str(explain(prediction)) if explain and top else ""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from finetune.config.settings import Recipe
 from finetune.data.dataset import Sample, Samples
@@ -133,7 +133,7 @@ def _outlive_signals(ending: ctypes.c_byte, worker: int) -> None:
     At the training process's exit, multiprocessing sends each worker a SIGTERM and waits for it. By then `ending` is
     set, and the worker exits normally: torch raises an error in the training process for a worker killed by a signal.
     """
-    for number in (signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     # os._exit: the exit handlers were forked with the worker and are the training process's.
     signal.signal(signal.SIGTERM, lambda *_: ending.value and os._exit(0))
@@ -147,4 +147,9 @@ def _collate_mixed(samples: list[Sample]) -> Batch:
     images, *numbers = zip(*samples, strict=True)
     # Decoders and resizing leave images as (H, W, C) in memory. Batches keep that layout: nothing is transposed.
     pixels = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)  # (N, C, H, W)
-    return Batch(pixels, *map(torch.tensor, numbers))
+    batch = Batch(pixels, *map(torch.tensor, numbers))
+    if get_worker_info():
+        # Here and not by the queue that passes the batch on: its thread prints an error, and the run waits for ever.
+        for tensor in batch:
+            tensor.share_memory_()
+    return batch

@@ -117,7 +117,7 @@ def make(
         + (f"; {len(imageset.bad)} that do not decode are left out" if imageset.bad else "")
         + (f"; --exclude leaves out {imageset.excluded}" if recipe.images.exclude else "")
         + (f" and relabels {imageset.relabelled}" if imageset.relabelled else ""),
-        "classes": f"{classes}: {errors.listed(imageset.classes, 6)}",
+        "classes": f"{classes}: {errors.printable(errors.listed(imageset.classes, 6))}",
         **looked.lines,
         "parameters": f"{trained:,} trained of {sum(row.parameters for row in table):,}",
         "head": head.describe(recipe, counts["train"], caching.head.split)

@@ -13,7 +13,7 @@ from datetime import timedelta
 from hashlib import blake2b
 from typing import NoReturn
 
-from finetune.errors import INTERRUPTED, MISTAKE, explanation
+from finetune.errors import INTERRUPTED, MISTAKE, explanation, printable
 
 SECONDS = 5  # that processes wait for each other to report the same error
 
@@ -41,7 +41,7 @@ def exit_code(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     """
     try:
         code = main(arguments)
-        for name in ("SIGTERM", "SIGUSR1"):  # a signal that arrives now must not change the exit code
+        for name in ("SIGTERM", "SIGUSR1", "SIGHUP"):  # a signal that arrives now must not change the exit code
             number = getattr(signal, name, None)
             if number and callable(signal.getsignal(number)):
                 signal.signal(number, signal.SIG_IGN)
@@ -56,7 +56,7 @@ def exit_code(main: Callable[[list[str]], int], arguments: list[str]) -> int:
         if message is None:
             raise
         if _is_first_to_report(message):
-            print(f"error: {message}", file=sys.stderr, flush=True)
+            print(f"error: {printable(message)}", file=sys.stderr, flush=True)
         return MISTAKE
 
 
