@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -68,6 +69,9 @@ def _lock(output: Path) -> None:
         raise UserError(f"--resume: another run is writing {output}. Wait until it has ended, or stop it.") from error
     except NotImplementedError:  # a file system without locks
         pass
+    except OSError as error:
+        if error.errno not in files.NO_LOCKS:
+            raise
 
 
 def _taken(output: Path) -> UserError:
@@ -94,6 +98,9 @@ def prepare(recipe: Recipe, output: Path, config: dict[str, Any], history: list[
             _lock(output)
         write_json(output / CONFIG, config)
     except OSError as error:
+        if not recipe.run.resume:  # else the same command would find a folder that is not empty
+            shutil.rmtree(output / "plots", ignore_errors=True)
+            (output / LOCK).unlink(missing_ok=True)
         raise UserError(f"--output {output} cannot be written: {error.strerror}.") from error
     return output
 

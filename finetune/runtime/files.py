@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import platform
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,13 +17,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SUMS = "SHA256SUMS"
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # of a file system without locks, such as some of NFS
 UMASK = os.umask(0)  # reading it sets it
 os.umask(UMASK)
 
 
 def cache_folder() -> Path:
-    """The folder for what can be computed or downloaded again; it may not exist yet."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune"
+    """The folder for what can be computed or downloaded again; it may not exist yet, nor be writable."""
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) / "finetune"
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user without a home folder, as in containers: taken as /, which is not writable
+        home = Path("/")
+    return home / ".cache" / "finetune"
 
 
 @contextmanager
@@ -33,19 +41,37 @@ def atomic(path: Path, shared: bool = False) -> Iterator[Path]:
     `shared` is for paths that several processes may write at the same time.
     """
     temporary = temporary_path(path) if shared else path.with_name(f".{path.name}.new")
-    _remove(temporary)
+    remove(temporary)
     try:
         yield temporary
         if path.is_dir():  # a folder that is not empty cannot be renamed over
             old = path.with_name(f".{path.name}.old")
-            _remove(old)
+            remove(old)
             path.rename(old)
-            temporary.rename(path)
-            _remove(old)
+            try:
+                temporary.rename(path)
+            except OSError:
+                old.rename(path)
+                raise
+            remove(old)
         else:
             temporary.replace(path)
     finally:
-        _remove(temporary)
+        remove(temporary)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock against other processes; do without one where its file cannot be written or locked."""
+    from filelock import FileLock
+
+    lock = FileLock(path)
+    with suppress(OSError, NotImplementedError):
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def temporary_path(path: Path) -> Path:
@@ -59,7 +85,8 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Delete a file or folder; what cannot be deleted, such as a file that is open on NFS, stays."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

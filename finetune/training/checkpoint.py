@@ -164,7 +164,7 @@ class Checkpoints:
         for old in sorted(names(self.folder))[: -self.keep]:
             renamed = old.with_name(f".{old.name}.old")  # an interrupted deletion then leaves no damaged checkpoint
             old.rename(renamed)
-            shutil.rmtree(renamed)
+            files.remove(renamed)
         self.took = time.monotonic() - self.started
 
     def _link_frozen(self, folder: Path) -> dict[str, str]:

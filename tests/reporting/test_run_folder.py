@@ -50,6 +50,31 @@ def test_a_folder_that_another_process_is_writing_is_not_resumed(tmp_path, monke
         run_folder.prepare(recipe, tmp_path, {}, [])
 
 
+def test_a_run_that_cannot_begin_leaves_a_folder_in_which_it_can(tmp_path, monkeypatch):
+    recipe = recipes.from_settings("finetune", {"output": tmp_path / "run"})
+    with monkeypatch.context() as patched:
+
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        patched.setattr(run_folder.files, "write_text", full)
+        with pytest.raises(UserError, match="cannot be written: No space left on device"):
+            run_folder.prepare(recipe, tmp_path / "run", {}, [])
+    assert list((tmp_path / "run").iterdir()) == []
+    assert run_folder.choose(recipe) == tmp_path / "run"
+    run_folder.prepare(recipe, tmp_path / "run", {}, [])
+
+
+def test_a_file_system_without_locks_is_enough(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    recipe = recipes.from_settings("finetune", {"output": tmp_path / "run"})
+    run_folder.prepare(recipe, tmp_path / "run", {}, [])
+    assert (tmp_path / "run" / "config.json").is_file()
+
+
 # ---- choose ----------------------------------------------------------------------------------------------------------
 def test_the_default_folder_has_the_recipes_name_and_the_time(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -1,5 +1,10 @@
 """Files and folders are whole or not there; checksums tell damage."""
 
+import fcntl
+import os
+import pwd
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -48,6 +53,36 @@ def test_a_block_that_raises_changes_nothing(tmp_path, folder):
     assert path.is_dir() if folder else path.read_text() == "kept"
 
 
+def test_a_folder_that_cannot_be_renamed_leaves_the_old_one(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "kept").touch()
+    rename = Path.rename
+
+    def fail(self, target):
+        if self.name == ".a.new":
+            raise OSError("the disk is full")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="the disk is full"), files.atomic(tmp_path / "a") as temporary:
+        temporary.mkdir()
+    assert names(tmp_path) == ["a"]
+    assert names(tmp_path / "a") == ["kept"]
+
+
+@pytest.mark.parametrize("code", sorted(files.NO_LOCKS))
+def test_a_lock_that_cannot_be_had_is_done_without(tmp_path, monkeypatch, code):
+    def flock(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    seen = []
+    for folder in (tmp_path, tmp_path / "not there"):
+        with files.locked(folder / "a.lock"):
+            seen.append(folder)
+    assert len(seen) == 2
+
+
 def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path):
     left = tmp_path / ".a.new"
     left.mkdir()
@@ -91,3 +126,13 @@ def test_the_cache_is_where_the_environment_names_it(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setenv("HOME", "/home/somebody")
     assert str(files.cache_folder()) == "/home/somebody/.cache/finetune"
+
+
+def test_a_user_without_a_home_has_a_cache_that_cannot_be_written(monkeypatch):
+    def nobody(number):
+        raise KeyError(number)
+
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    assert str(files.cache_folder()) == "/.cache/finetune"

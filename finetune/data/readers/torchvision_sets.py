@@ -11,6 +11,7 @@ import numpy as np
 from finetune.config.settings import Images
 from finetune.data.types import ImageSet, Split, with_validation
 from finetune.errors import UserError
+from finetune.runtime import files
 
 _FLAG = {"train": {"train": True}, "test": {"train": False}}
 _TWO = {"train": {"split": "train"}, "test": {"split": "test"}}
@@ -76,14 +77,13 @@ def read(images: Images, in_channels: int, seed: int) -> ImageSet:
     Raises `UserError` where it can be neither read nor downloaded.
     """
     import torch
-    from filelock import FileLock
     from torchvision import datasets
 
     name, root = images.data.lower(), images.data_root.expanduser()
     kind, arguments = SETS[name]
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f".{name}.lock"):
+        with files.locked(root / f".{name}.lock"):
             held = {split: _open(getattr(datasets, kind), root, **given) for split, given in arguments.items()}
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
