@@ -42,8 +42,8 @@ def start(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Start train.py in processes of its own, without pictures: `start("name", "--lr", "1e-2", processes=2)`."""
     no_pictures(monkeypatch)
 
-    def run(name: str, *flags: str, processes: int = 1, data: Path = image_folder) -> Started:
-        return Started(tmp_path / name, data, list(flags), processes)
+    def run(name: str, *flags: str, processes: int = 1, data: Path = image_folder, prepare=None) -> Started:
+        return Started(tmp_path / name, data, list(flags), processes, prepare)
 
     return run
 

@@ -39,7 +39,7 @@ ROOT = Path(__file__).parent.parent
 CACHE = tempfile.mkdtemp(prefix="finetune-tests-")
 OWNER = os.getpid()  # forked processes leave it alone
 atexit.register(lambda: os.getpid() == OWNER and shutil.rmtree(CACHE, ignore_errors=True))
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 HANDLERS = {number: signal.getsignal(number) for number in SIGNALS}
 CLASSES = ("blue", "green", "red")
 
@@ -77,7 +77,11 @@ def reset_accelerate() -> None:
 class Started:
     """train.py in processes of its own, forked from this one, which has imported torch."""
 
-    def __init__(self, output: Path, data: Path, flags: list[str], processes: int) -> None:
+    def __init__(
+        self, output: Path, data: Path, flags: list[str], processes: int, prepare: Callable[[int], object] | None = None
+    ) -> None:
+        """`prepare` is called in each process with its rank, before train.py."""
+        self.prepare = prepare
         self.output, self.log = output, output.with_name(f"{output.name}.log")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -106,6 +110,8 @@ class Started:
         reset_accelerate()
         code = 1
         try:
+            if self.prepare:
+                self.prepare(rank)
             code = exit_code(script.main, words)
         except BaseException:
             traceback.print_exc()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import stat
 import sys
 import time
 from functools import partial
@@ -12,7 +14,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
 
 
 class Stopped(Exception):
@@ -20,7 +22,7 @@ class Stopped(Exception):
 
 
 class Interrupts:
-    """SIGTERM, SIGUSR1 or Ctrl-C stops the run between two steps; a second Ctrl-C ends the process at once.
+    """SIGTERM, SIGUSR1, SIGHUP or Ctrl-C stops the run between two steps; a second Ctrl-C ends the process at once.
 
     Construct it when the loop begins: until then a signal ends the process, which has nothing to lose.
 
@@ -44,13 +46,16 @@ class Interrupts:
             group = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
             self.begin_exchange = partial(dist.all_reduce, self.flags, group=group, async_op=True)
         for number in SIGNALS:
-            signal.signal(number, self._handle)
+            if signal.getsignal(number) is not signal.SIG_IGN or signal.Signals(number).name != "SIGHUP":  # nohup
+                signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal = Interrupts.pending = signal.Signals(number).name
         if number == signal.SIGINT:
             print("\nStopping after this step. Ctrl-C again stops at once.", file=sys.stderr)
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self.signal == "SIGHUP":
+            _leave_terminal()
 
     def exchange(self) -> None:
         """Start to exchange with the other processes whether to stop and whether to save. Collective."""
@@ -85,3 +90,12 @@ class Interrupts:
             Interrupts.pending = ""
             raise Stopped
         return save
+
+
+def _leave_terminal() -> None:
+    """Discard what is printed from now on, but to files: to print to a closed terminal, or its `tee`, is an error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            os.dup2(nowhere, number)
+    os.close(nowhere)

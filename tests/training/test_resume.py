@@ -39,7 +39,10 @@ def test_a_run_killed_in_mid_epoch_ends_as_if_it_had_not_been(start, processes):
 
 @pytest.mark.parametrize(
     "number",
-    [signal.SIGTERM, *(pytest.param(other, marks=pytest.mark.slow) for other in (signal.SIGUSR1, signal.SIGINT))],
+    [
+        signal.SIGTERM,
+        *(pytest.param(other, marks=pytest.mark.slow) for other in (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)),
+    ],
 )
 def test_a_signal_to_one_process_stops_all_after_a_checkpoint_with_75(start, number):
     flags = ("--recipe", "finetune", "--epochs", "5000")
