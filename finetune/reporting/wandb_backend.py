@@ -23,7 +23,11 @@ LARGEST_CHART = 100  # classes of W&B's own confusion chart, whose table takes 1
 
 
 def start(run: Start) -> str:
-    """Start the run, online where that works at once, else offline; returns a line for the console."""
+    """Start the run, online where that works at once, else offline; returns a line for the console.
+
+    W&B's reports on its own use and errors stay off unless the variable says otherwise.
+    """
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     mode, reason = choose_mode()
     if mode == "disabled":
         return f"W&B: disabled ({reason})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,7 @@ def write(opened: Model, form: Form, path: Path, about: dict[str, Any], calibrat
 
     float16 is how the weights are stored; the runtime computes as its device does.
     """
-    import openvino
-
+    openvino = _openvino()
     traced = tracing.program(opened)
     try:
         model = openvino.convert_model(traced)
@@ -37,9 +37,19 @@ def write(opened: Model, form: Form, path: Path, about: dict[str, Any], calibrat
 
 def read(opened: Model, path: Path) -> Callable[[Tensor], Tensor]:
     """Normalised images (N, C, H, W) → logits (N, classes), computed in float32 on as many threads as torch has."""
-    import openvino
-
+    openvino = _openvino()
     # Without the hint, processors with bfloat16 compute in it.
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     compiled = openvino.Core().compile_model(path, "CPU", options)
     return lambda x: torch.from_numpy(compiled(x.contiguous().numpy())[0].copy())
+
+
+def _openvino() -> Any:
+    """The library without its telemetry, which reports each import and conversion to Google Analytics unasked.
+
+    It uses a stub where the package `openvino_telemetry` cannot be imported, which None in `sys.modules` says.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)
+    import openvino
+
+    return openvino
