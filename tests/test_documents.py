@@ -47,7 +47,7 @@ COMMANDS = [*dict.fromkeys(line for path in RUN_FROM for block in blocks(path, "
 KINDS = {
     "the README's two": (r"pip install -r requirements.txt && ", 2),
     "set-up": (r"pip install |pre-commit install", 4),
-    "tests": (r"(\w+=\w+ )?python -m pytest", 7),
+    "tests": (r"(\w+=\w+ )*python -m pytest", 7),
     "tools": (r"ruff |mypy|\.ci/run", 4),
     "benchmarks": (r"python -m benchmarks", 3),
     "evaluation on several processes": (r"accelerate launch .*-m finetune ", 1),
