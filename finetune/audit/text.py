@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from finetune.audit.findings import KINDS, Finding
+from finetune.errors import printable
 
 SHOWN = 5  # findings of a kind on the terminal
 
@@ -23,7 +24,7 @@ def show(source: str, summary: dict[str, str], findings: list[Finding]) -> str:
         title, advice = KINDS[kind]
         lines += ["", f"{title}: {len(found)}. {advice}", *(f"  {one.text}" for one in found[:SHOWN])]
         lines += [f"  and {len(found) - SHOWN} more"] * (len(found) > SHOWN)
-    return "\n".join(lines if findings else [*lines, "", "Nothing was found."])
+    return printable("\n".join(lines if findings else [*lines, "", "Nothing was found."]))
 
 
 def as_json(
