@@ -64,6 +64,8 @@ def main(arguments: list[str]) -> int:
     with devices.local_main_first(accelerator):  # one download for all processes
         processes, restored = accelerator.num_processes, found and found.preprocess
         net = network.build(recipe, len(classes), len(labels), processes, empty=run.plan, restored=restored)
+        if found:
+            resume.check_fit(found, net)
     batchnorm, frozen_epochs = net.trains_batchnorm(), net.frozen_epochs()
     loaders = make_loaders(imageset.splits, net.preprocess, recipe, accelerator, batchnorm, frozen_epochs)
     sampler = loaders["train"].batch_sampler

@@ -19,6 +19,16 @@ NO_MEMORY = (  # in the words of torch's allocator, oneDNN, C++, Python's thread
     *("can't allocate memory", "could not create a primitive", "could not create a memory", "bad_alloc"),
     *("can't start new thread", os.strerror(errno.ENOMEM)),
 )
+# What the system says of a path that cannot be used, and how to fix it.
+PATH_ERRORS = {
+    errno.EACCES: "Check its owner and permissions, and those of the folders above it",
+    errno.EPERM: "Check its owner and permissions, and those of the folders above it",
+    errno.ENAMETOOLONG: "Give a shorter name",
+    errno.ELOOP: "It is a link that leads back to itself: delete it",
+    errno.ENOTDIR: "A part of the path is a file, not a folder: check it",
+    errno.EISDIR: "Name a file",
+    errno.EEXIST: "Name another, or delete it",
+}
 
 _advice = "Lower --batch-size, or raise --accumulate."
 
@@ -46,6 +56,11 @@ def no_run(folder: Path, why: str) -> UserError:
 def listed(names: Sequence[str], most: int = 5) -> str:
     """The first of some names, separated by commas, with an ellipsis where there are more."""
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
+def shortened(text: str, most: int = 300) -> str:
+    """A text that fits into a message: its beginning and its end, where it is long."""
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
 
 
 def set_memory_advice(advice: str) -> None:
@@ -105,6 +120,7 @@ def _of_system(error: Exception, text: str) -> str | None:
         return f"a disk or its server failed, or became read-only: {text}. {RESUME}"
     if is_one_of([errno.EMFILE, errno.ENFILE]):
         return f"too many open files{where}. Raise the limit (ulimit -n 4096) or lower --workers. {RESUME}"
-    if path and isinstance(error, PermissionError):
-        return f"{path}: {error.strerror}. Give the user who runs this the right to it. {RESUME}"
+    if isinstance(error, OSError) and path is not None and code in PATH_ERRORS:
+        shown = os.fsdecode(path) if isinstance(path, str | bytes) else str(path)
+        return f"{shortened(shown)} cannot be used: {error.strerror}. {PATH_ERRORS[code]}."
     return None

@@ -13,6 +13,7 @@ from PIL import Image
 
 from finetune.data import facts, verify
 from finetune.data.exclusions import absolute
+from finetune.data.image_files import open_image
 from finetune.data.types import ImageSet, Joined, channel_axis
 
 
@@ -73,7 +74,7 @@ def short(path: str, root: Path | None) -> str:
 def as_picture(item: Any) -> Image.Image:
     """An image of a set as Pillow's; of an array the first channel, or the first three."""
     if isinstance(item, str):
-        return Image.open(item)
+        return open_image(item)
     if isinstance(item, Image.Image):
         return item
     channels, axis = channel_axis(item.shape)

@@ -11,7 +11,9 @@ from typing import Annotated, TypeAlias
 
 import tyro
 
+from finetune.config.settings import Bounds
 from finetune.errors import UserError
+from finetune.runtime import files
 
 RunArgument: TypeAlias = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
 ModelArgument: TypeAlias = Annotated[
@@ -29,6 +31,7 @@ WeightsOption: TypeAlias = Annotated[
 ]
 RunsArgument: TypeAlias = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN ...")]
 ImagesArgument: TypeAlias = Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGE ...")]
+BatchSize: TypeAlias = Annotated[int, Bounds(at_least=1, at_most=65_536)]
 RepositoryArgument: TypeAlias = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="REPOSITORY")]
 
 
@@ -36,8 +39,8 @@ def new_file(flag: str, path: Path | None) -> Path | None:
     """The path of a file to write, `~` expanded. Raises `UserError` where it exists or its folder does not."""
     if path is None:
         return None
-    path = path.expanduser()
-    if path.exists():
+    path = files.expanded(path)
+    if path.exists() or path.is_symlink():  # a link may lead nowhere
         raise UserError(f"{flag} {path} exists already. Name another, or delete it.")
     if not path.absolute().parent.is_dir():
         raise UserError(f"{flag} {path}: there is no folder {path.parent}. Make it first.")
@@ -48,9 +51,11 @@ def empty_folder(flag: str, path: Path | None) -> Path | None:
     """The path of a folder to write into, `~` expanded. Raises `UserError` where something is there already."""
     if path is None:
         return None
-    path = path.expanduser()
-    if path.exists() and not path.is_dir():
+    path = files.expanded(path)
+    if (path.exists() or path.is_symlink()) and not path.is_dir():
         raise UserError(f"{flag} {path} is a file. Name a folder.")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"{flag} {path}: there is no folder {path.parent}. Make it first.")
     if path.is_dir() and any(path.iterdir()):
         raise UserError(f"{flag} {path} is not empty. Name a new folder, or empty it.")
     return path

@@ -10,6 +10,7 @@ from typing import Literal
 import tyro
 
 from finetune.config.command_line import parse
+from finetune.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ def main(arguments: list[str]) -> int:
     from finetune.reporting import terminal
 
     folder = tensor_cache.folder(options.cache_dir)
+    if options.cache_dir and not folder.is_dir():
+        raise UserError(f"--cache-dir {folder} is no folder. Name the one that your runs were given.")
     console = terminal.make_console(main_process=True)
     if options.action == "clear":
         console.print(f"Deleted {tensor_cache.clear(folder) / 2**20:.1f} MiB from {folder}", soft_wrap=True)

@@ -14,6 +14,7 @@ from finetune.commands import new_file
 from finetune.config.command_line import parse
 from finetune.config.settings import Images
 from finetune.errors import UserError
+from finetune.runtime import files
 
 if TYPE_CHECKING:
     from finetune.audit.collection import Collection
@@ -59,17 +60,17 @@ def main(arguments: list[str]) -> int:
     from finetune.audit import fix_list as fixes
     from finetune.data import exclusions
 
-    folder = Path(options.data).expanduser()
+    folder = files.expanded(options.data)
     errors: list[LabelError] = []
     if label_errors.is_run(folder):
         images, seed, imageset, errors = of_run(folder, options)
     else:
         images, seed = settings(options), options.seed
         imageset = read(images, seed)
-    top = exclusions.root(images.data) if Path(images.data).expanduser().exists() else None
+    top = exclusions.root(images.data) if files.expanded(images.data).exists() else None
     data = collection.collect(imageset, top)
     found = findings.find(data)
-    if top is not None and top.is_dir() and Path(images.data).expanduser().is_dir() and data.are_files:
+    if top is not None and top.is_dir() and files.expanded(images.data).is_dir() and data.are_files:
         found += [findings.Finding("leftover", f"{path} {what}", path=path) for path, what in tree.leftovers(top)]
     position = {name: k for k, name in enumerate(data.items if data.are_files else data.names)}
     found += [label_finding(data, position[error.name], error) for error in errors]
@@ -82,7 +83,6 @@ def main(arguments: list[str]) -> int:
         print(text.show(source, summary, found))
     if html:
         from finetune.reporting import audit_page
-        from finetune.runtime import files
 
         files.write_text(html, audit_page.render(source, data, summary, found))
         print(f"Page      {html}", file=sys.stderr)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from finetune.commands import RunsArgument, WeightsOption
+from finetune.commands import BatchSize, RunsArgument, WeightsOption
 from finetune.config.command_line import parse
+from finetune.config.settings import Bounds
 from finetune.errors import UserError
 
 PACKAGES = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}  # module: package
@@ -26,11 +27,11 @@ class Options:
     weights: WeightsOption = "default"
     host: str = "127.0.0.1"
     """The address to listen on. 0.0.0.0: all of this machine's, so that others can reach it."""
-    port: int = 8000
+    port: Annotated[int, Bounds(at_least=0, at_most=65_535)] = 8000
     """0: any that is free."""
     allow_host: tuple[str, ...] = ()
     """Further host names that visitors may use, such as that of a proxy in front. Others are refused."""
-    batch_size: int = 16
+    batch_size: BatchSize = 16
     """Images of several visitors are computed as one batch, padded to this size, as in predict: the same for the same
     answers to the last bit. A smaller one answers a single visitor sooner."""
     precision: Literal["run", "auto", "no", "bf16", "fp16"] = "run"
@@ -42,8 +43,6 @@ def main(arguments: list[str]) -> int:
     options = parse(Options, "python -m finetune demo", arguments)
     if not options.runs:
         raise UserError("demo takes a run or more.")
-    if options.batch_size < 1:
-        raise UserError("--batch-size must be at least 1.")
     if missing := [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]:
         raise UserError(f"demo needs packages that are not installed: pip install {' '.join(missing)}")
 

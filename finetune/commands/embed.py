@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from finetune.commands import ImagesArgument, ModelArgument, WeightsOption, new_file
+from finetune.commands import BatchSize, ImagesArgument, ModelArgument, WeightsOption, new_file
 from finetune.commands.predict import find
 from finetune.config.command_line import parse
+from finetune.config.settings import Workers
 from finetune.errors import UserError
 
 LEAST = 5  # images of a picture
@@ -31,9 +32,9 @@ class Options:
     weights: WeightsOption = "default"
     picture: Path | None = None
     """Also draw the images in a plane (t-SNE), similar ones close together, with errors marked: a new .png file."""
-    batch_size: int = 16
+    batch_size: BatchSize = 16
     """Images per batch. Features of two batch sizes may differ in the last bit."""
-    workers: int = -1
+    workers: Workers = -1
     """Worker processes that decode images. -1: none on a CPU, else up to 8."""
     precision: Literal["run", "auto", "no", "bf16", "fp16"] = "run"
     """run: as in training. Others: as for train.py."""
@@ -45,8 +46,6 @@ def main(arguments: list[str]) -> int:
     An image that does not decode is reported and left out. Raises `UserError` at the end where there was one.
     """
     options = parse(Options, "python -m finetune embed", arguments)
-    if options.batch_size < 1:
-        raise UserError("--batch-size must be at least 1.")
     output, picture = new_file("--output", options.output), new_file("--picture", options.picture)
     if output.suffix not in (".npz", ".parquet"):
         raise UserError(f"--output {output}: name a .npz or a .parquet file.")

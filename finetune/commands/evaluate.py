@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from finetune.commands import ModelArgument, WeightsOption
-from finetune.commands.predict import check_abstain
+from finetune.commands import BatchSize, ModelArgument, WeightsOption
 from finetune.config.command_line import parse
+from finetune.config.settings import Probability, Workers
 from finetune.errors import UserError, listed, printable
+from finetune.runtime import files
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,7 +42,7 @@ class Options:
     """auto: val; all, for a --data folder without splits."""
     some_classes: bool = False
     """The images may lack some of the model's classes."""
-    abstain: float = 0.0
+    abstain: Probability = 0.0
     """Also give the accuracy on the images whose highest probability is at least this, and their share. 0: neither."""
     tta: bool = False
     """Test-time augmentation: the mean of an image's and its mirror image's probabilities."""
@@ -51,9 +52,9 @@ class Options:
     """Also write evaluation.json, errors.csv and charts into this new folder."""
     skip_bad_images: bool = False
     """Skip images that do not decode, and count them."""
-    batch_size: int = 16
+    batch_size: BatchSize = 16
     """Images per batch and process. Results of two batch sizes may differ in the last bit."""
-    workers: int = -1
+    workers: Workers = -1
     """Worker processes that decode images, per process. -1: none on a CPU, else up to 8."""
     precision: Literal["run", "auto", "no", "bf16", "fp16"] = "run"
     """run: as in training. Others: as for train.py."""
@@ -62,11 +63,8 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Print the metrics. Collective; the main process prints."""
     options = parse(Options, "python -m finetune evaluate", arguments)
-    if options.batch_size < 1 or options.workers < -1:
-        raise UserError("--batch-size must be at least 1, --workers a number of processes or -1.")
-    check_abstain(options.abstain)
-    output = options.output.expanduser() if options.output else None
-    if output and output.exists():
+    output = files.expanded(options.output) if options.output else None
+    if output and (output.exists() or output.is_symlink()):
         raise UserError(f"--output {output} exists already. Name a new folder, or delete it.")
 
     from finetune.inference.predictor import open_run
@@ -122,7 +120,7 @@ def choose(images: Images, imageset: ImageSet, options: Options) -> tuple[Split,
 
     name = options.split
     if name == "auto":
-        folder = Path(images.data).expanduser()
+        folder = files.expanded(images.data)
         whole = options.data is not None and folder.is_dir() and not (folder / "train").is_dir()
         name = "all" if whole and not (folder / "x_train.npy").is_file() else "val"
     if name == "all":

@@ -5,10 +5,11 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from finetune.commands import ModelArgument, WeightsOption, new_file
 from finetune.config.command_line import parse
+from finetune.config.settings import Bounds, NonNegativeFloat, PositiveInt
 from finetune.errors import UserError
 from finetune.inference.export_forms import OPSETS_OF_INT8, Form, files_of
 
@@ -38,11 +39,11 @@ class Options:
     int8: bool = False
     """Weights and activations in int8, a quarter of the size; for --format onnx. Ranges of activations are measured on
     training images."""
-    calibration_images: int = 64
+    calibration_images: PositiveInt = 64
     """Training images that --int8 measures on, as many of each class."""
-    tolerance: float = 2.0
+    tolerance: NonNegativeFloat = 2.0
     """Points of validation accuracy that --int8 may lose; without labels, points of changed predictions."""
-    opset: int = 18
+    opset: Annotated[int, Bounds(at_least=1, at_most=99)] = 18
     """ONNX operator set."""
     images: Path | None = None
     """An image or a folder of images for the comparison; for --int8 one part calibrates and another is compared, and
@@ -105,8 +106,6 @@ def form_of(options: Options) -> Form:
         raise UserError("--half is for the other formats, not executorch.")
     if options.int8 and options.opset < OPSETS_OF_INT8:
         raise UserError(f"--opset {options.opset}: --int8 needs {OPSETS_OF_INT8} or more, for a scale per channel.")
-    if options.calibration_images < 1 or not options.tolerance >= 0:
-        raise UserError("--calibration-images must be at least 1, and --tolerance at least 0.")
     precision = "int8" if options.int8 else "float16" if options.half else "float32"
     return Form(options.format, precision, options.opset)
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from finetune.commands import ImagesArgument, ModelArgument, WeightsOption, empty_folder, new_file
+from finetune.commands import BatchSize, ImagesArgument, ModelArgument, WeightsOption, empty_folder, new_file
 from finetune.config.command_line import parse
+from finetune.config.settings import PositiveInt, Probability, Workers
 from finetune.data.image_files import EXTENSIONS, is_image
 from finetune.errors import UserError, printable
 
@@ -31,7 +32,7 @@ class Options:
     images: ImagesArgument
     """Image files, folders (with their subfolders), patterns such as 'photos/*.jpg', or - for a list on stdin."""
     weights: WeightsOption = "default"
-    topk: int = 5
+    topk: PositiveInt = 5
     """Classes per image."""
     json: bool = False
     """One JSON object per line: path, class, probability, top; or path and error."""
@@ -42,14 +43,14 @@ class Options:
     explain: Path | None = None
     """Also draw where the model looked: a picture per image, under the heat map of its first class, into a new or empty
     folder. --json and --csv name its path as explanation."""
-    abstain: float = 0.0
+    abstain: Probability = 0.0
     """Give no class to an image whose highest probability is below this. --json: class is null, and each row says
     whether it is abstained, as does a column of --csv. The probabilities stay. 0: always give one."""
     tta: bool = False
     """Test-time augmentation: the mean of an image's and its mirror image's probabilities."""
-    batch_size: int = 16
+    batch_size: BatchSize = 16
     """Images per batch. Predictions of two batch sizes may differ in the last bit."""
-    workers: int = -1
+    workers: Workers = -1
     """Worker processes that decode images. -1: none on a CPU, else up to 8."""
     precision: Literal["run", "auto", "no", "bf16", "fp16"] = "run"
     """run: as in training. Others: as for train.py."""
@@ -61,9 +62,6 @@ def main(arguments: list[str]) -> int:
     The row of an image that does not decode says why. Raises `UserError` at the end where there was one.
     """
     options = parse(Options, "python -m finetune predict", arguments)
-    if options.topk < 1 or options.batch_size < 1:
-        raise UserError("--topk and --batch-size must be at least 1.")
-    check_abstain(options.abstain)
     if options.json and options.csv:
         raise UserError("--json or --csv: choose one.")
     if options.explain and options.tta:
@@ -99,12 +97,6 @@ def main(arguments: list[str]) -> int:
     if bad:
         raise UserError(f"{bad} of {len(paths)} images could not be read; their rows say why.")
     return 0
-
-
-def check_abstain(below: float) -> None:
-    """Raise `UserError` for an `--abstain` that is no probability."""
-    if not 0 <= below <= 1:
-        raise UserError(f"--abstain {below:g}: give a probability, from 0 to 1.")
 
 
 def find(words: Iterable[str]) -> list[str]:

@@ -5,17 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from finetune.commands import RunsArgument, new_file
 from finetune.config.command_line import parse
+from finetune.config.settings import Bounds
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
     from finetune.reporting.report.pictures import HeatMap
     from finetune.reporting.report.subject import Subject
-
-MOST_CELL_IMAGES = 96
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,9 @@ class Options:
     """Runs' folders, or the folder of a cross-validation."""
     output: Path | None = None
     """A new .html file. None: report.html in the run's folder, of several runs in the first one's; it is replaced."""
-    cell_images: int = 12
+    cell_images: Annotated[int, Bounds(at_least=0, at_most=96)] = 12
     """Pictures of each cell of the confusion matrix, at most. 0: none but the worst mistakes."""
-    image_mb: float = 4.0
+    image_mb: Annotated[float, Bounds(at_least=0, at_most=100)] = 4.0
     """Size of all pictures in MB, at most; the worst mistakes come first. 0: no pictures."""
 
 
@@ -40,10 +39,6 @@ def main(arguments: list[str]) -> int:
     """Write the page, and print its path."""
     options = parse(Options, "python -m finetune report", arguments)
     output = new_file("--output", options.output)
-    if not 0 <= options.cell_images <= MOST_CELL_IMAGES:
-        raise UserError(f"--cell-images {options.cell_images}: give a number from 0 to {MOST_CELL_IMAGES}.")
-    if not 0 <= options.image_mb <= 100:
-        raise UserError(f"--image-mb {options.image_mb:g}: give a number from 0 to 100.")
     if not options.runs:
         raise UserError("report takes a run's folder, or several.")
 

@@ -1,34 +1,23 @@
-"""Check settings: each value against its type and bounds, values against each other, and `auto` filled in."""
+"""Check settings against each other, and fill in `auto`. `config/schema.py` checks each by itself."""
 
 from __future__ import annotations
 
-import functools
 import math
 import sys
 from dataclasses import replace
-from numbers import Integral, Real
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from finetune.config.settings import SECTIONS, STARTER_MODEL, STARTER_SIZE, Bounds, Recipe
+from finetune.config.schema import check
+from finetune.config.settings import SECTIONS, STARTER_MODEL, STARTER_SIZE, Recipe
 from finetune.errors import UserError
+from finetune.runtime import files
 
-_TYPES = {
-    int: (Integral, "a whole number"),
-    float: (Real, "a number"),
-    bool: (bool, "true or false"),
-    str: (str, "text"),
-    Path: (Path, "a path"),
-    type(None): (type(None), "None"),
-}
+LONGEST = 10**9  # steps or minutes between two checkpoints
 
 
 def resolve(recipe: Recipe) -> Recipe:
     """The recipe with `auto` names filled in. Raises `UserError` for a value of the wrong type or out of bounds."""
     for section in SECTIONS:
-        for name, value, expected in wrong_values(getattr(recipe, section)):
-            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
-            raise UserError(f"--{name.replace('_', '-')} {shown}: must be {expected}.")
+        check(getattr(recipe, section))
     net, images, run = recipe.net, recipe.images, recipe.run
     on_starter = images.data in ("starter", "starter-source")
     if net.model == "auto":
@@ -43,7 +32,7 @@ def resolve(recipe: Recipe) -> Recipe:
     _check_folds(recipe)
     period(run.checkpoint_every)
     named = net.weights in ("default", "starter", "none")
-    if not (named or run.resume or Path(net.weights).expanduser().exists()):  # a checkpoint holds its own
+    if not (named or run.resume or files.expanded(net.weights).exists()):  # a checkpoint holds its own
         kinds = "default, starter, none, a .safetensors or .pth file, or a model folder"
         raise UserError(f"--weights {net.weights}: no such file. It may be {kinds}.")
     if run.lr_find:  # no training, so nothing for a tracker
@@ -69,83 +58,7 @@ def period(every: str) -> tuple[float, float]:
         value = float(number) if unit == "m" else int(number)
     except ValueError:
         value = -1
-    if not 0 <= value < math.inf:
+    if not 0 <= value <= LONGEST:
         raise UserError(f"--checkpoint-every {every}: must be a number of steps (500) or of minutes (10m).")
     never = sys.maxsize, math.inf
     return never if not value else (sys.maxsize, value * 60) if unit == "m" else (value, math.inf)
-
-
-def wrong_values(section: Any) -> list[tuple[str, Any, str]]:
-    """The settings of a section (`Net`, `Images`, …) with a wrong value: name, value, and what it must be."""
-    found = []
-    for name, hint in _hints(type(section)).items():
-        value = getattr(section, name)
-        if not _fits(value, hint):
-            found.append((name, value, _expected(hint)))
-    return found
-
-
-def convert(section: type, name: str, value: Any) -> Any:
-    """A setting as JSON or a notebook gives it: a list becomes a tuple, a path what the setting takes."""
-    if isinstance(value, list):
-        return tuple(value)
-    if isinstance(value, str | Path):
-        return Path(value) if _takes(_hints(section)[name], Path) else str(value)
-    return value
-
-
-def _takes(hint: Any, kind: type) -> bool:
-    """Whether a type hint is this type or has it among its alternatives, annotated or not."""
-    return hint is kind or any(_takes(one, kind) for one in get_args(hint))
-
-
-@functools.cache
-def _hints(section: type) -> dict[str, Any]:
-    return get_type_hints(section, include_extras=True)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a field's type, and within its bounds."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        return _fits(value, arguments[0]) and all(
-            _within(value, bounds) for bounds in arguments[1:] if isinstance(bounds, Bounds)
-        )
-    if origin is Literal:
-        return value in arguments
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(one, arguments[0]) for one in value)
-    if arguments:  # a union
-        return any(_fits(value, one) for one in arguments)
-    return isinstance(value, _TYPES[hint][0]) and (hint is bool or not isinstance(value, bool))
-
-
-def _within(value: float, bounds: Bounds) -> bool:
-    return (
-        math.isfinite(value)
-        and (bounds.at_least is None or value >= bounds.at_least)
-        and (bounds.above is None or value > bounds.above)
-        and (bounds.at_most is None or value <= bounds.at_most)
-        and (bounds.below is None or value < bounds.below)
-    )
-
-
-def _expected(hint: Any) -> str:
-    """A field's type and bounds in words: `a number at least 0 and below 1`."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        limits = [
-            f"{name.replace('_', ' ')} {limit}"
-            for bounds in arguments[1:]
-            if isinstance(bounds, Bounds)
-            for name, limit in bounds._asdict().items()
-            if limit is not None
-        ]
-        return f"{_expected(arguments[0])} {' and '.join(limits)}".strip()
-    if origin is Literal:
-        return f"{'one of ' if arguments[1:] else ''}{', '.join(map(str, arguments))}"
-    if origin is tuple:
-        return f"a list, each {_expected(arguments[0])}"
-    if arguments:
-        return " or ".join(_expected(one) for one in arguments)
-    return _TYPES[hint][1]

@@ -13,6 +13,8 @@ from typing import Annotated, TypeVar
 
 import tyro
 
+from finetune.config.schema import check
+
 Options = TypeVar("Options")
 
 
@@ -21,10 +23,10 @@ def parse(
 ) -> Options:
     """Parse a command line into a dataclass. `about` replaces the dataclass's docstring in the help.
 
-    Prints help, or the error of a wrong flag, and exits with 0 or 2.
+    Prints help, or the error of a wrong flag, and exits with 0 or 2. Raises `UserError` for a value out of bounds.
     """
     given = {} if default is None else {"default": default}
-    return tyro.cli(
+    options = tyro.cli(
         _with_help(kind),
         args=arguments,
         prog=prog,
@@ -34,6 +36,10 @@ def parse(
         console_outputs=os.environ.get("RANK", "0") == "0",
         **given,
     )
+    nested = any(is_dataclass(getattr(options, field.name)) for field in fields(options))
+    if not nested:  # the sections of a recipe are checked by `bounds.resolve`
+        check(options)
+    return options
 
 
 def _paragraphs(text: str) -> str:

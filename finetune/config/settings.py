@@ -23,12 +23,18 @@ class Bounds(NamedTuple):
     below: float | None = None
 
 
-PositiveInt = Annotated[int, Bounds(at_least=1)]
-NonNegativeInt = Annotated[int, Bounds(at_least=0)]
-PositiveFloat = Annotated[float, Bounds(above=0)]
-NonNegativeFloat = Annotated[float, Bounds(at_least=0)]
+MOST = 10**6  # of anything that is counted: more is a slip, and costs time or memory before it is noticed
+PositiveInt = Annotated[int, Bounds(at_least=1, at_most=MOST)]
+NonNegativeInt = Annotated[int, Bounds(at_least=0, at_most=MOST)]
+PositiveFloat = Annotated[float, Bounds(above=0, at_most=1e9)]
+NonNegativeFloat = Annotated[float, Bounds(at_least=0, at_most=1e9)]
 Fraction = Annotated[float, Bounds(at_least=0, below=1)]
 PositiveFraction = Annotated[float, Bounds(above=0, at_most=1)]
+Probability = Annotated[float, Bounds(at_least=0, at_most=1)]
+# Alpha of a Beta distribution. torch draws from none whose alpha is so small that it underflows.
+Alpha = Annotated[float, Bounds(at_least=1e-3, at_most=1e3)] | Literal[0]
+Workers = Annotated[int, Bounds(at_least=-1, at_most=1024)]
+LARGEST_SIDE = 8192  # pixels of the network's input
 
 
 class Rate(NamedTuple):
@@ -53,22 +59,22 @@ class Net:
     head: Literal["linear", "mlp", "concat_pool"] = "linear"
     """linear: one linear layer. mlp: hidden layers, then a linear layer. concat_pool: average and max pooling
     concatenated, then BatchNorm, dropout and hidden layers (Howard & Gugger 2020)."""
-    hidden: tuple[PositiveInt, ...] = (512,)
+    hidden: Annotated[tuple[Annotated[int, Bounds(at_least=1, at_most=65_536)], ...], Bounds(at_most=16)] = (512,)
     """Widths of the hidden layers of an mlp or concat_pool head."""
     dropout: Fraction = 0.5
     """Dropout probability in an mlp or concat_pool head."""
     head_batchnorm: bool = False
     """Add BatchNorm after each hidden layer of an mlp head."""
-    pool_size: PositiveInt | None = None
+    pool_size: Annotated[int, Bounds(at_least=1, at_most=64)] | None = None
     """Pool the last feature map to this many cells per side, and replace all layers after it by the head. None: keep
     the model's own pooling."""
-    in_channels: PositiveInt = 3
+    in_channels: Annotated[int, Bounds(at_least=1, at_most=1024)] = 3
     """Input channels. 1: greyscale; colour files are converted. Other numbers need arrays; the first layer's three
     input channels are repeated in turn."""
     first_layer: Literal["sum", "luma"] = "sum"
     """How the first layer is converted to one channel. sum: add its three input channels, so that a grey image gives
     the activations of its RGB copy. luma: their weighted sum (ITU-R BT.601), a third as strong."""
-    image_size: Annotated[int, Bounds(at_least=8)] | None = None
+    image_size: Annotated[int, Bounds(at_least=8, at_most=LARGEST_SIDE)] | None = None
     """Side of the square input in pixels. None: the size the weights were trained with."""
 
 
@@ -87,7 +93,7 @@ class Images:
     """Folder of the datasets that are given by name."""
     val_fraction: Annotated[float, Bounds(above=0, below=1)] = 0.2
     """Fraction of each class held out for validation, where the data has no validation split, and in each fold."""
-    folds: Annotated[int, Bounds(at_least=2)] | None = None
+    folds: Annotated[int, Bounds(at_least=2, at_most=1000)] | None = None
     """Cross-validation: split the training and validation images into this many stratified folds, and train a run for
     each, which is tested on its fold and trained and validated on the rest. None: one run."""
     fold: PositiveInt | None = None
@@ -102,9 +108,9 @@ class Images:
     TrivialAugment (Müller & Hutter 2021). --erase comes last."""
     crop_scale: PositiveFraction = 0.08
     """Smallest area of the random crop, as a fraction of the image; the largest is 1."""
-    mixup: NonNegativeFloat = 0.0
+    mixup: Alpha = 0.0
     """Alpha of mixup's Beta distribution (Zhang et al. 2018). 0: no mixup."""
-    cutmix: NonNegativeFloat = 0.0
+    cutmix: Alpha = 0.0
     """Alpha of CutMix's Beta distribution (Yun et al. 2019). 0: no CutMix. With both, each batch takes one of them at
     random."""
     hflip: bool = True
@@ -113,10 +119,10 @@ class Images:
     vflip: bool = False
     """Turn images upside down at random, likewise: for images without an up and down, such as those of microscopes. Not
     with --augment none."""
-    erase: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.0
+    erase: Probability = 0.0
     """Probability that augmentation erases a rectangle of 2 to 33 % of an image, to the mean colour (Random Erasing,
     Zhong et al. 2020). Not with --augment none."""
-    views: NonNegativeInt = 4
+    views: Annotated[int, Bounds(at_least=0, at_most=1000)] = 4
     """Augmented versions of each image to cycle through while the first layers are frozen, so that their activations
     can be cached. 0: new augmentation in every epoch, without this cache."""
     balanced: bool = False
@@ -128,7 +134,7 @@ class Images:
     cache_images: bool = True
     """Cache decoded images in --cache-dir if they are read three times or more and fit into a quarter of the memory and
     into --cache-gb (or 4 GB). Results do not change."""
-    workers: Annotated[int, Bounds(at_least=-1)] = -1
+    workers: Workers = -1
     """Data-loading processes per training process. -1: none on a CPU, up to 8 on a GPU. Results do not change."""
 
 
@@ -156,11 +162,11 @@ class Training:
     """Images per evaluation batch and process. Results do not change."""
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     """sgd has momentum."""
-    lr: PositiveFloat = 1e-3
+    lr: Annotated[float, Bounds(above=0, at_most=1000)] = 1e-3
     """Peak learning rate of the head. Each depth's is this times the recipe's lr_scale."""
     momentum: Fraction = 0.9
     """Momentum of sgd."""
-    weight_decay: NonNegativeFloat = 0.0
+    weight_decay: Annotated[float, Bounds(at_least=0, at_most=1000)] = 0.0
     """Weight decay. Biases and normalisation layers have none."""
     schedule: Literal["constant", "step", "cosine", "one_cycle", "plateau"] = "step"
     """constant. step: multiply by --step-factor every --step-epochs. cosine: decay to zero at the last step. one_cycle:
@@ -216,7 +222,7 @@ class Depths:
     """last_layers: number of depths to train, counted from the head."""
     decay: PositiveFraction = 1.0
     """finetune, layerwise_lr, gradual_unfreeze: factor of the learning rate from each depth to the one before it."""
-    floor: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.0
+    floor: Probability = 0.0
     """layerwise_lr: smallest lr_scale of any depth."""
     unfreeze_every: PositiveInt = 2
     """gradual_unfreeze: epochs between unfreezing one depth and the next."""

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from io import BytesIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg, read_file
+from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional
 
-from finetune.data.image_files import to_8_bits
+from finetune.data.image_files import open_image, to_mode
 from finetune.data.types import channel_axis
 from finetune.errors import UserError
 
@@ -38,15 +37,12 @@ def load(item: str | bytes | np.ndarray | Image.Image | Tensor, channels: int) -
         return functional.pil_to_tensor(item.convert(mode))
     try:
         # The header alone is read here; images that would fill the memory are refused.
-        with Image.open(BytesIO(item) if isinstance(item, bytes) else item) as image:
+        with open_image(item) as image:
             if channels == 3 and image.format in ("JPEG", "MPO"):  # MPO: JPEG with further pictures behind the first
                 # As Pillow, but for rounding, in three quarters of its time. Pillow reads or explains what this cannot.
                 with suppress(RuntimeError):
                     return decode_jpeg(_content(item), ImageReadMode.RGB, apply_exif_orientation=True)
-            ImageOps.exif_transpose(image, in_place=True)
-            if image.mode[0] in "IF":
-                image = to_8_bits(image)
-            return functional.pil_to_tensor(image if image.mode == mode else image.convert(mode))
+            return functional.pil_to_tensor(to_mode(image, mode))
     except Exception as error:
         name = f"an image of {len(item)} bytes" if isinstance(item, bytes) else item
         raise UserError(f"{name} does not decode: {error}") from error
@@ -54,4 +50,6 @@ def load(item: str | bytes | np.ndarray | Image.Image | Tensor, channels: int) -
 
 def _content(item: str | bytes) -> Tensor:
     """A file's bytes, (N,) uint8."""
-    return torch.frombuffer(bytearray(item), dtype=torch.uint8) if isinstance(item, bytes) else read_file(item)
+    return torch.from_numpy(
+        np.frombuffer(bytearray(item), np.uint8) if isinstance(item, bytes) else np.fromfile(item, np.uint8)
+    )

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from PIL import Image
 from torch import Tensor
 
 from finetune.data import tensor_cache
 from finetune.data.dataset import Samples
 from finetune.data.decode import load
+from finetune.data.image_files import open_image
 from finetune.runtime import cpu, devices
 
 FORMAT = 2  # raise it when a change alters what is stored
@@ -46,7 +46,7 @@ def estimate(samples: Samples) -> int:
     items = samples.split.items
     sizes = []
     for path in items[:: max(1, len(items) // SAMPLE)]:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             sizes.append(image.width * image.height * samples.channels)
     return round(statistics.fmean(sizes) * len(items))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from finetune.data.types import ImageSet, Split
 from finetune.errors import UserError, listed
+from finetune.runtime import files
 
 NO_FILE = re.compile(r"(train|val|test)/#\d+")  # split and position of an image that is no file
 COLUMNS = ("path", "action", "label", "new_label", "reason")
@@ -33,7 +34,7 @@ class Exclusions:
 
 def root(data: str) -> Path:
     """The folder that paths of a list are relative to: that of the images, or that of the CSV file."""
-    path = Path(data).expanduser()
+    path = files.expanded(data)
     return path if path.is_dir() else path.parent
 
 
@@ -46,8 +47,9 @@ def read(file: Path | None, data: str) -> Exclusions:
     """Read a list for `--data`. Without a file it is empty. Raises `UserError` for a list that cannot be read."""
     if file is None:
         return Exclusions()
-    file, top = file.expanduser(), root(data)
+    file, top = files.expanded(file), root(data)
     try:
+        files.check_regular(file)
         with file.open(newline="", encoding="utf-8-sig") as lines:
             rows = list(csv.DictReader(lines))
     except (OSError, UnicodeDecodeError, csv.Error) as error:

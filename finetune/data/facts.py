@@ -6,13 +6,13 @@ Nothing here imports torch.
 from __future__ import annotations
 
 from hashlib import blake2b
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image
 
-from finetune.data.image_files import to_8_bits
+from finetune.data.image_files import open_image, to_8_bits
+from finetune.runtime import files
 
 SIDE = 128  # pixels of the longer side of the grey copy that brightness and sharpness are measured on
 TURNS = (
@@ -27,7 +27,7 @@ TURNS = (
 )
 TURN_NAMES = ("", "mirrored", "upside down, mirrored", "turned by 180°", "turned, mirrored", "turned by 90°",
               "turned by 270°", "turned, mirrored")  # fmt: skip
-VERSION = 1  # of FACTS: what other versions remembered is measured again
+VERSION = 2  # of FACTS: what other versions remembered is measured again
 FACTS = np.dtype(
     [
         ("format", "S8"),  # by its content, as Pillow names it
@@ -50,8 +50,9 @@ FACTS = np.dtype(
 
 def of_file(path: str) -> np.ndarray:
     """The facts of an image file, a scalar of FACTS. Raises an exception of any kind where it does not decode."""
+    files.check_regular(path)
     content = Path(path).read_bytes()
-    with Image.open(BytesIO(content)) as image:
+    with open_image(content) as image:
         found = np.zeros((), FACTS)
         found["format"], found["mode"] = (image.format or "").encode(), image.mode.encode()
         found["width"], found["height"] = image.size

@@ -1,11 +1,19 @@
-"""Image files: their extensions, and deep grey as 8 bits. Nothing here imports torch."""
+"""Image files: which count, how they are opened, and deep grey as 8 bits. Nothing here imports torch."""
 
 from __future__ import annotations
 
-from PIL import Image
+from contextlib import suppress
+from io import BytesIO
+
+from PIL import Image, ImageOps
+
+from finetune.runtime import files
 
 # torchvision's ImageFolder reads these and ignores the rest, .gif among them.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+# What Pillow may find in such a file, whatever its extension. It would pass PostScript to another program.
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 
 
 def is_image(name: str) -> bool:
@@ -26,3 +34,26 @@ def to_8_bits(image: Image.Image) -> Image.Image:
         raise ValueError(f"its values are in [{pixels.min():g}, {pixels.max():g}]; floats must lie in [0, 1]")
     scale = 255 if image.mode == "F" else 1 / 257
     return Image.fromarray((pixels * scale).clip(0, 255).astype(np.uint8))
+
+
+def open_image(item: str | bytes) -> Image.Image:
+    """Open an image file, or a file's content, without decoding it. Raises `OSError` for what is none."""
+    if isinstance(item, bytes):
+        return Image.open(BytesIO(item), formats=FORMATS)
+    files.check_regular(item)
+    return Image.open(item, formats=FORMATS)
+
+
+def to_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Decode an opened file: upright by its EXIF orientation, in mode `L` or `RGB`.
+
+    A damaged EXIF block says nothing of the orientation. Raises errors of many kinds for files that do not decode.
+    """
+    image.load()
+    with suppress(Exception):  # Pillow's parser of EXIF raises whatever its bytes lead it to
+        ImageOps.exif_transpose(image, in_place=True)
+    if image.mode[0] in "IF":
+        image = to_8_bits(image)
+    if image.mode == "LAB" and mode == "L":  # Pillow converts it to RGB alone
+        image = image.convert("RGB")
+    return image if image.mode == mode else image.convert(mode)

@@ -33,7 +33,7 @@ BLOCK = 1 << 24  # bytes per read
 
 def folder(cache_dir: Path | None) -> Path:
     """`--cache-dir`, or its default."""
-    return cache_dir.expanduser() if cache_dir else files.cache_folder() / "features"
+    return files.expanded(cache_dir) if cache_dir else files.cache_folder() / "features"
 
 
 def key(**parts: Any) -> str:
@@ -57,7 +57,7 @@ def fingerprint(items: Sequence[Any]) -> str:
     elif isinstance(items, Subset):
         found.update(fingerprint(items.items).encode() + np.asarray(items.positions, dtype=np.int64).tobytes())
     elif isinstance(items, np.memmap):
-        found.update(f"{items.shape} {items.dtype} {items.offset} {_file(items.filename)}".encode())
+        found.update(f"{items.shape} {items.dtype} {items.offset} ".encode() + os.fsencode(_file(items.filename)))
     elif isinstance(items, np.ndarray):
         found.update(f"{items.shape} {items.dtype}".encode())
         found.update(np.ascontiguousarray(items).view(np.uint8))
@@ -65,10 +65,10 @@ def fingerprint(items: Sequence[Any]) -> str:
         found.update(repr(items).encode())
         for parent, _, inside in sorted(os.walk(items.root)):
             for name in sorted(inside):
-                found.update(_file(os.path.join(parent, name)).encode())
+                found.update(os.fsencode(_file(os.path.join(parent, name))))
     else:
         for item in items:
-            found.update(_file(item).encode())
+            found.update(os.fsencode(_file(item)))
     return found.hexdigest()
 
 
@@ -95,8 +95,9 @@ def entries(folder: Path) -> list[Entry]:
     found = []
     for path in folder.glob(f"*{SUFFIX}*"):  # also unfinished files of runs that were killed
         try:
+            files.check_regular(path)  # others are not the cache's
             state = path.stat()
-        except FileNotFoundError:  # another run deleted it
+        except OSError:  # another run deleted it, or it is a link to nowhere
             continue
         found.append(Entry(path, state.st_size, state.st_mtime, _about(path)))
     return sorted(found, key=lambda entry: entry.used)
@@ -118,19 +119,38 @@ def clear(folder: Path) -> int:
 def _delete(chosen: Iterable[Entry]) -> int:
     size = 0
     for entry in chosen:
-        entry.path.unlink(missing_ok=True)
-        size += entry.size
+        with suppress(FileNotFoundError):  # another run deleted it
+            entry.path.unlink()
+            size += entry.size
     return size
 
 
 def limit(folder: Path, gigabytes: float | None) -> int:
-    """Bytes that the cache may hold: `--cache-gb`, else half of its size and its disk's free space together."""
+    """Bytes that the cache may hold: `--cache-gb`, else half of its size and its disk's free space together.
+
+    0 where the folder cannot be used.
+    """
+    if not usable(folder):
+        return 0
     if gigabytes is not None:
         return int(gigabytes * 1e9)
     existing = folder
     while not existing.exists():
         existing = existing.parent
     return (sum(entry.size for entry in entries(folder)) + shutil.disk_usage(existing).free) // 2
+
+
+def usable(folder: Path) -> bool:
+    """Whether a folder can be read and written, or made: caches are an extra, without which a run goes on."""
+    existing = folder
+    try:
+        while not existing.exists():
+            if existing.is_symlink():  # to nowhere
+                return False
+            existing = existing.parent
+    except OSError:  # one of them may not be entered, or has an impossible name
+        return False
+    return existing.is_dir() and os.access(existing, os.R_OK | os.W_OK | os.X_OK)
 
 
 def make_room(folder: Path, size: int, limit: int) -> None:
@@ -143,6 +163,7 @@ def make_room(folder: Path, size: int, limit: int) -> None:
 def read(path: Path) -> Tensor | None:
     """The tensor, memory-mapped; None where the entry is missing or has a damaged header."""
     try:
+        files.check_regular(path)
         with safe_open(path, "pt") as file:
             return file.get_tensor("values")
     except (SafetensorError, OSError):
@@ -152,6 +173,7 @@ def read(path: Path) -> Tensor | None:
 def is_whole(path: Path) -> bool:
     """Whether an entry exists and matches its checksum: then it counts as used now. A damaged one is deleted."""
     try:
+        files.check_regular(path)
         with path.open("rb") as file:
             file.seek(8 + int.from_bytes(file.read(8), "little"))
             checksum = 0
@@ -165,7 +187,8 @@ def is_whole(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except (OSError, ValueError, OverflowError):  # a header whose length is impossible
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder, or one that may not be written
+            path.unlink()
         return False
     return intact
 

@@ -77,7 +77,7 @@ def checked(paths: list[str], with_facts: bool = False) -> list[Checked]:
     """
     here = str(Path.cwd())
     names = [os.path.join(here, path) for path in paths]
-    states = [(state.st_size, state.st_mtime_ns) for state in map(os.stat, paths)]
+    states = [_state(path) for path in paths]
     top = os.path.commonpath({name.rpartition(os.sep)[0] for name in names})
 
     def changed(known: dict[str, Checked]) -> list[int]:
@@ -96,6 +96,15 @@ def checked(paths: list[str], with_facts: bool = False) -> list[Checked]:
                     found = {}
             _remember(found)
     return [known[name] for name in names]
+
+
+def _state(path: str) -> tuple[int, int]:
+    """A file's size and time of modification; impossible ones of what cannot be looked at, as a link to nowhere."""
+    try:
+        state = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return -1, -1
+    return state.st_size, state.st_mtime_ns
 
 
 def decode_all(paths: list[str]) -> Iterator[tuple[str, bytes]]:
@@ -135,7 +144,7 @@ def _decode(path: str) -> tuple[str, bytes]:
     try:
         return "", of_file(path).tobytes()
     except Exception as error:  # Pillow's decoders raise many kinds, struct.error and SyntaxError among them
-        return str(error) or type(error).__name__, b""
+        return os.fsencode(str(error) or type(error).__name__).decode(errors="backslashreplace"), b""
 
 
 def database() -> Path:
@@ -147,7 +156,7 @@ def database() -> Path:
 def _one_process_at_a_time(top: str) -> Iterator[None]:
     """Hold the lock of a folder: of processes that start together, one decodes its files for all."""
     state = Path(top).stat()  # a folder of the same name on another machine's disk is another folder
-    name = blake2b(f"{top} {state.st_ino} {state.st_mtime_ns}".encode(), digest_size=8).hexdigest()
+    name = blake2b(os.fsencode(f"{top} {state.st_ino} {state.st_mtime_ns}"), digest_size=8).hexdigest()
     try:
         files.cache_folder().mkdir(parents=True, exist_ok=True)
         lock = FileLock(files.cache_folder() / f"decoding-{name}.lock")
@@ -173,8 +182,8 @@ def _recall(top: str, with_facts: bool) -> dict[str, Checked]:
     query = f"SELECT {columns} FROM {TABLE} WHERE path >= ? AND path < ?"
     try:
         with closing(sqlite3.connect(database(), timeout=10)) as connection:
-            rows = connection.execute(query, (top, top + "\U0010ffff"))
-            return {path: Checked(*known) for path, *known in rows}
+            rows = connection.execute(query, (os.fsencode(top), os.fsencode(top) + b"\xff"))
+            return {os.fsdecode(path): Checked(*known) for path, *known in rows}
     except sqlite3.Error:
         return {}
 
@@ -185,9 +194,9 @@ def _remember(found: dict[str, Checked]) -> None:
     try:
         database().parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(database(), timeout=10)) as connection, connection:
-            columns = "path TEXT PRIMARY KEY, size INT, time INT, why TEXT, facts BLOB"
+            columns = "path BLOB PRIMARY KEY, size INT, time INT, why TEXT, facts BLOB"
             connection.execute(f"CREATE TABLE IF NOT EXISTS {TABLE} ({columns})")
-            rows = ((name, *known) for name, known in found.items())
+            rows = ((os.fsencode(name), *known) for name, known in found.items())  # names may be no Unicode
             connection.executemany(f"INSERT OR REPLACE INTO {TABLE} VALUES (?, ?, ?, ?, ?)", rows)
     except (sqlite3.Error, OSError):
         return

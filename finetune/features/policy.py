@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -80,6 +81,11 @@ def decide(recipe: Recipe, network: Network, loaders: dict[str, DataLoader], acc
     neither trained nor solved.
     """
     folder = tensor_cache.folder(recipe.run.cache_dir)
+    if not tensor_cache.usable(folder):
+        if recipe.run.cache_dir:
+            raise UserError(f"--cache-dir {folder} cannot be read, written or made. Name another, or leave it out.")
+        if accelerator.is_main_process:
+            print(f"{folder} cannot be read, written or made: nothing is cached.", file=sys.stderr)
     limit = devices.from_main(accelerator, lambda: tensor_cache.limit(folder, recipe.run.cache_gb))
     epochs = recipe.training.epochs
     images = len(loaders["train"].dataset.split.whole.labels)

@@ -19,6 +19,7 @@ from finetune.errors import UserError
 from finetune.inference.transform import make_transform
 from finetune.models.model_folder import Model
 from finetune.reporting import run_folder
+from finetune.runtime import files
 from finetune.starter import images as starter
 
 MOST = 1000  # images on which accuracies are compared
@@ -92,7 +93,7 @@ def of_run(opened: Model) -> dict[str, Examples] | None:
     if not config.is_file():
         return None
     try:
-        recipe = recipes.from_config(run_folder.read_json(config))
+        recipe = recipes.from_config(files.read_json(config))
         found = readers.read(recipe.images, opened.net.in_channels, recipe.run.seed)
     except UserError:
         return None

@@ -22,7 +22,7 @@ from finetune.models import pretrained
 from finetune.models.architectures import Preprocess
 from finetune.models.metadata import Metadata
 from finetune.reporting import run_folder
-from finetune.runtime import devices
+from finetune.runtime import devices, files
 from finetune.training.evaluation import padded
 
 
@@ -53,7 +53,7 @@ def open_run(run: Path, precision: str, tta: bool = False, weights: str = "defau
     home = opened.folder.parent if opened.folder else Path()
     config = home / run_folder.CONFIG
     has_run = opened.folder is not None and opened.folder.name == "model" and config.is_file()
-    recipe = recipes.from_config(run_folder.read_json(config)) if has_run else Recipe()
+    recipe = recipes.from_config(files.read_json(config)) if has_run else Recipe()
     chosen = recipe.run.precision if precision == "run" else precision
     lacking = precision == "run" and chosen == "fp16" and not torch.accelerator.is_available()
     accelerator, words = devices.make_accelerator("auto" if lacking else chosen, "none", home)

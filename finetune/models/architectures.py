@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from finetune.errors import UserError, unknown
+from finetune.config.schema import convert, wrong_values
+from finetune.config.settings import LARGEST_SIDE, Bounds
+from finetune.errors import UserError, shortened, unknown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -257,17 +259,31 @@ FITS = {
 class Preprocess:
     """The evaluation transform: make an image square, normalise."""
 
-    resize: int
+    resize: Annotated[int, Bounds(at_least=1, at_most=2 * LARGEST_SIDE)]
     """Pixels of the shorter side before the crop."""
-    crop: int
+    crop: Annotated[int, Bounds(at_least=8, at_most=LARGEST_SIDE)]
     """Side of the square in pixels: the input size."""
-    interpolation: str
-    """`nearest`, `bilinear` or `bicubic`."""
-    mean: tuple[float, ...]
+    interpolation: Literal["nearest", "bilinear", "bicubic"]
+    mean: tuple[Annotated[float, Bounds(at_least=-1e3, at_most=1e3)], ...]
     """Per channel, of values in [0, 1]."""
-    std: tuple[float, ...]
-    fit: str = "crop"
+    std: tuple[Annotated[float, Bounds(at_least=1e-6, at_most=1e3)], ...]
+    fit: Literal["crop", "squash", "pad"] = "crop"
     """How an image becomes square, one of `FITS`. The default is torchvision's, and that of older files."""
+
+    @classmethod
+    def from_json(cls, saved: Any) -> Preprocess:
+        """The transform that `asdict` described. Raises `ValueError` where an entry is missing or wrong."""
+        if not isinstance(saved, dict):
+            raise ValueError("it is no object")
+        try:
+            found = cls(**{name: convert(cls, name, value) for name, value in saved.items()})
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"an entry is missing or unknown: {error}") from error
+        for name, value, wanted in wrong_values(found):
+            raise ValueError(f"{name} {shortened(repr(value))} must be {wanted}")
+        if len(found.mean) != len(found.std):
+            raise ValueError("mean and std must be of the same length")
+        return found
 
     def at_size(self, crop: int) -> Preprocess:
         """The transform for another input size, with the same ratio of resize to crop."""

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from finetune.config.bounds import wrong_values
-from finetune.config.settings import Net
-from finetune.errors import UserError
+from finetune.config.schema import Number, convert, fits, problem, wrong_values
+from finetune.config.settings import Net, PositiveInt
+from finetune.errors import UserError, shortened
 from finetune.models import architectures
-from finetune.models.architectures import FITS, Preprocess
+from finetune.models.architectures import Preprocess
+from finetune.runtime import files
 
 NAME = "model.json"
 FORMAT = 2  # 1: without `preprocess.fit`
 LARGEST_FILE = 16 * 2**20  # bytes; a million classes fit
-LARGEST_SIDE = 8192  # pixels of the input
-LARGEST_POOL = 64  # cells per side
 
 
 @dataclass(frozen=True)
@@ -50,37 +48,40 @@ def write(folder: Path, known: Metadata) -> None:
 
 def read(folder: Path) -> Metadata:
     """Read a folder's model.json. Raises `UserError` for a missing or wrong value."""
-    path = inside(folder, NAME)
-    _check(path.stat().st_size <= LARGEST_FILE, folder, "it is larger than any model.json")
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{folder / NAME} is not JSON: {error}") from error
-    _check(isinstance(content, dict) and isinstance(content.get("format"), int), folder, "it has no format number")
+    content = files.read_json(inside(folder, NAME), LARGEST_FILE)
+    _check(fits(content.get("format"), PositiveInt), folder, "it has no format number")
     if content["format"] > FORMAT:
         raise UserError(
             f"{folder / NAME} was written by a newer version (format {content['format']}; this one knows {FORMAT}). "
             f"Update this project: git pull"
         )
-    classes, transform, score = content.get("classes"), content.get("preprocess"), content.get("score", {})
-    names = isinstance(classes, list) and len(classes) >= 2 and all(isinstance(name, str) for name in classes)
-    _check(names and len(set(classes)) == len(classes), folder, "classes must be different names, two or more")
-    _check(isinstance(score, dict), folder, "score must be an object")
+    if wrong := problem(content, {"classes": list[str], "preprocess": dict}, {"score": dict[str, Number]}):
+        _check(False, folder, wrong)
+    classes, score = content["classes"], content.get("score", {})
+    _check(
+        len(classes) >= 2 and len(set(classes)) == len(classes), folder, "classes must be different names, two or more"
+    )
     try:
-        own = {field.name: content[field.name] for field in fields(Net)}
-        net = Net(**own | {"hidden": tuple(own["hidden"])})
-        preprocess = Preprocess(**transform)
-        preprocess = replace(preprocess, mean=tuple(preprocess.mean), std=tuple(preprocess.std))
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder / NAME} is damaged: {error} is missing or of another type.") from error
-    _check_net(folder, net)
-    _check_transform(folder, preprocess, net.in_channels)
+        net = Net(**{field.name: convert(Net, field.name, content[field.name]) for field in fields(Net)})
+    except KeyError as error:
+        raise UserError(f"{folder / NAME} is damaged: {error} is missing.") from error
+    for name, value, wanted in wrong_values(net):
+        _check(False, folder, f"{name} {shortened(repr(value))} must be {wanted}")
+    _check(net.model in architectures.BY_NAME, folder, f"model {net.model!r} is none of torchvision's")
+    try:
+        preprocess = Preprocess.from_json(content["preprocess"])
+    except ValueError as error:
+        raise UserError(f"{folder / NAME} is damaged: preprocess: {error}.") from error
+    _check(len(preprocess.mean) == net.in_channels, folder, f"mean must be {net.in_channels} numbers")
     return Metadata(net, classes, preprocess, score)
 
 
 def inside(folder: Path, name: str) -> Path:
     """The path of a file in a folder. A link out of the folder is refused, except into the Hugging Face cache."""
-    path, top = (folder / name).resolve(), folder.resolve()
+    try:
+        path, top = (folder / name).resolve(), folder.resolve()
+    except RuntimeError as error:  # before Python 3.13
+        raise UserError(f"{folder / name} is a link to itself. Copy the file there.") from error
     blobs = top.parent.parent / "blobs" if top.parent.name == "snapshots" else top
     if not (path.is_relative_to(top) or path.is_relative_to(blobs)):
         raise UserError(f"{folder / name} is a link out of its folder, which is not followed. Copy the file there.")
@@ -89,25 +90,6 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
-def _check_net(folder: Path, net: Net) -> None:
-    for name, value, expected in wrong_values(net):
-        _check(False, folder, f"{name} {value!r} must be {expected}")
-    _check(net.model in architectures.BY_NAME, folder, f"model {net.model!r} is none of torchvision's")
-    _check((net.pool_size or 1) <= LARGEST_POOL, folder, f"pool_size {net.pool_size} is larger than any feature map")
-
-
-def _check_transform(folder: Path, preprocess: Preprocess, channels: int) -> None:
-    sides = (preprocess.crop, preprocess.resize)
-    whole = all(isinstance(side, int) and 1 <= side <= LARGEST_SIDE for side in sides)
-    _check(whole, folder, f"crop and resize {sides} must be whole numbers from 1 to {LARGEST_SIDE}")
-    _check(preprocess.interpolation in ("nearest", "bilinear", "bicubic"), folder, "interpolation is unknown")
-    _check(isinstance(preprocess.fit, str) and preprocess.fit in FITS, folder, f"fit must be one of {', '.join(FITS)}")
-    for name, values in (("mean", preprocess.mean), ("std", preprocess.std)):
-        numbers = len(values) == channels and all(isinstance(v, float | int) and math.isfinite(v) for v in values)
-        _check(numbers, folder, f"{name} must be {channels} numbers")
-    _check(min(preprocess.std) > 0, folder, "std must be above 0")
-
-
-def _check(ok: bool, folder: Path, problem: str) -> None:
+def _check(ok: bool, folder: Path, what: str) -> None:
     if not ok:
-        raise UserError(f"{folder / NAME} is damaged: {problem}.")
+        raise UserError(f"{folder / NAME} is damaged: {what}.")

@@ -55,7 +55,7 @@ def save(folder: Path, state: dict[str, Tensor], known: Metadata) -> None:
 
 def find(run: Path | str) -> Path:
     """The model folder in a run's folder, or the folder itself. Raises `UserError` if there is none."""
-    run = Path(run).expanduser()
+    run = files.expanded(run)
     for folder in (run / "model", run):
         if (folder / metadata.NAME).is_file():
             return folder
@@ -84,8 +84,11 @@ def load(run: Path | str) -> Model:
             if odd:
                 raise _damaged(folder, f"{len(odd)} tensors do not fit {known.net.model} ({', '.join(odd[:3])})")
             state = {key: file.get_tensor(key) for key in shapes}
+        weights.check_values(state, model.state_dict(), str(folder / WEIGHTS))
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder / WEIGHTS} is no whole safetensors file: {error}. Copy the folder again.") from error
+        raise UserError(
+            f"{folder / WEIGHTS} is no whole safetensors file: {error}. Copy the folder again, to a name in UTF-8."
+        ) from error
     weights.assign(model, state)
     return Model(model.eval().requires_grad_(False), known, folder)
 

@@ -12,6 +12,7 @@ from finetune.errors import UserError, unknown
 from finetune.models import architectures, model_folder, surgery, weights
 from finetune.models.metadata import Metadata
 from finetune.models.model_folder import Model
+from finetune.runtime import files
 
 IDS = Path(__file__).with_name("imagenet_ids.txt")  # the WordNet id of each class, in the models' order
 
@@ -22,7 +23,7 @@ def open_model(run: Path | str, weights_of: str = "default") -> Model:
     `weights_of` are a torchvision model's: `default`, torchvision's, or a file. A folder with a model's name comes
     first. Raises `UserError` for a folder that is no model, and for weights that do not fit.
     """
-    path, name = Path(run).expanduser(), str(run)
+    path, name = files.expanded(run), str(run)
     if not path.exists() and name in architectures.BY_NAME:
         return load(name, weights_of)
     if weights_of != "default":
@@ -41,7 +42,7 @@ def load(name: str, source: str = "default") -> Model:
     for weights that cannot be read, lack the last layer or do not fit.
     """
     family = architectures.find(name)
-    if source in ("none", "starter") or Path(source).expanduser().is_dir():
+    if source in ("none", "starter") or files.expanded(source).is_dir():
         raise UserError(f"--weights {source}: {name} knows ImageNet's classes from torchvision's weights or a file.")
     state, _ = weights.read(name, source)
     if f"{family.head}.weight" not in state:

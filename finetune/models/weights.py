@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from finetune.errors import UserError
 from finetune.models import metadata
 from finetune.models.architectures import Family, Preprocess
+from finetune.runtime import files
 
 # What the readers raise for a file without weights.
 READ_ERRORS = (SafetensorError, pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError, LookupError,
@@ -32,7 +33,7 @@ def read(model: str, weights: str) -> tuple[dict[str, Tensor], Preprocess | None
     """
     if weights == "default":
         return _download(model), None
-    path = STARTER_FOLDER if weights == "starter" else Path(weights).expanduser()
+    path = STARTER_FOLDER if weights == "starter" else files.expanded(weights)
     if not path.is_dir():
         return _read_file(path, weights), None
     folder = path / "model" if (path / "model" / metadata.NAME).is_file() else path  # a run's folder
@@ -56,6 +57,7 @@ def _download(name: str) -> dict[str, Tensor]:
 def _read_file(path: Path, given: str) -> dict[str, Tensor]:
     """Tensors by name, from .safetensors or from .pth with torch's restricted unpickler, which runs no code."""
     try:
+        files.check_regular(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
@@ -104,7 +106,25 @@ def load(
     ]
     if problems:
         raise UserError(f"{given} does not fit {name}: {'; '.join(problems)}. Is it of another --model?")
+    check_values(state, {key: value for key, value in model.state_dict().items() if key in wanted}, given)
     assign(model, state, strict=False)
+
+
+def check_values(state: dict[str, Tensor], wanted: dict[str, Tensor], given: str) -> None:
+    """Raise `UserError` for tensors that a model cannot compute with, although their shapes fit `wanted`.
+
+    `given` names the state dict.
+    """
+    for key, value in state.items():
+        plain = value.layout == torch.strided and not value.is_meta and not value.is_quantized
+        if not plain:
+            raise UserError(f"{given}: {key} is sparse, quantised or without values. Save plain tensors instead.")
+        floats = key not in wanted or wanted[key].is_floating_point()
+        if value.is_complex() or (key in wanted and value.is_floating_point() != floats):
+            kind = "floats" if floats else "integers"
+            raise UserError(f"{given}: {key} is {str(value.dtype).removeprefix('torch.')}; it must be {kind}.")
+        if value.is_floating_point() and not value.float().isfinite().all():
+            raise UserError(f"{given}: {key} has values that are not finite. Take other weights.")
 
 
 def assign(model: nn.Module, state: dict[str, Tensor], strict: bool = True) -> None:

@@ -14,7 +14,8 @@ from types import ModuleType
 from typing import Any
 
 from finetune.config import command_line
-from finetune.config.bounds import convert, resolve
+from finetune.config.bounds import resolve
+from finetune.config.schema import convert
 from finetune.config.settings import SECTIONS, Rate, Recipe
 from finetune.errors import UserError, unknown
 
@@ -110,4 +111,7 @@ def from_config(config: dict[str, Any]) -> Recipe:
     """The recipe of a run's config.json, whose other entries are ignored."""
     if config.get("recipe") not in NAMES:
         raise UserError(f"config.json names the recipe {config.get('recipe')!r}, which this version does not have.")
-    return from_settings(config["recipe"], {key: value for key, value in config.items() if key in SETTINGS})
+    try:
+        return from_settings(config["recipe"], {key: value for key, value in config.items() if key in SETTINGS})
+    except UserError as error:
+        raise UserError(f"config.json has a setting that this version does not take: {error}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import textwrap
 from pathlib import Path
@@ -14,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from finetune.models import metadata
 from finetune.reporting import run_folder
 from finetune.reporting.palette import BLUE, GREEN, GREY, ORANGE, PALETTE
 from finetune.runtime import files
@@ -280,6 +280,6 @@ def of_predictions(folder: Path, predictions: Predictions, classes: list[str], s
 def of_run(run: Path) -> None:
     """All charts of a finished run, into its plots/, from its files: metrics.jsonl, summary.json, model/, scores."""
     found = run_folder.read(run)
-    classes = json.loads((run / "model" / "model.json").read_text())["classes"]
+    classes = metadata.read(run / "model").classes
     curves(run / "plots" / "curves.png", found.history, found.summary["best_epoch"])
     of_predictions(run / "plots", Predictions.load(run / run_folder.SCORES), classes, "Validation")

@@ -18,6 +18,7 @@ from finetune.data import readers
 from finetune.data.folds import split as fold_split
 from finetune.errors import STOPPED, UserError
 from finetune.reporting import run_folder
+from finetune.runtime import files
 
 if TYPE_CHECKING:
     from finetune.data.types import ImageSet, Split
@@ -59,8 +60,8 @@ def run(recipe: Recipe, arguments: list[str], train: Callable[[list[str]], int])
 def _choose(recipe: Recipe) -> tuple[Path, bool]:
     """The folder of the folds' runs, and whether some may be there already."""
     resumed, output = recipe.run.resume, recipe.run.output
-    if resumed and output and any(output.expanduser().glob(f"fold-*/{run_folder.CONFIG}")):
-        return output.expanduser(), True
+    if resumed and output and any(files.expanded(output).glob(f"fold-*/{run_folder.CONFIG}")):
+        return files.expanded(output), True
     if resumed and output:
         raise UserError(
             f"--resume: {output} has no run of a fold. Name the folder of a cross-validation, or start anew."
@@ -76,7 +77,7 @@ def _check(recipe: Recipe, output: Path, parts: list[ImageSet]) -> None:
     for fold, part in enumerate(parts, 1):
         path = output / f"fold-{fold}" / run_folder.CONFIG
         if path.is_file():
-            before = run_folder.read_json(path)
+            before = files.read_json(path)
             now = before | records.settings(replace(recipe, images=replace(recipe.images, fold=fold)))
             resume.changes(before, now)  # the settings first: with others, a fold has other images
             resume.changes(before, now | {"classes": part.classes, "images": part.fingerprint()})
@@ -95,7 +96,7 @@ def _write(output: Path, classes: list[str], splits: list[Split], left_out: int)
     from finetune.training.metrics import wilson
 
     folds, console = range(1, len(splits) + 1), terminal.make_console(main_process=True)
-    summaries = [run_folder.read_json(output / f"fold-{fold}" / run_folder.SUMMARY) for fold in folds]
+    summaries = [run_folder.read_summary(output / f"fold-{fold}" / run_folder.SUMMARY) for fold in folds]
     scores = [Scores.load(output / f"fold-{fold}" / run_folder.TEST_SCORES)[0] for fold in folds]
     _write_predictions(output / PREDICTIONS, scores, splits, classes)
     pooled = Scores(*(torch.cat(parts) for parts in zip(*(vars(score).values() for score in scores), strict=True)))

@@ -8,6 +8,7 @@ from typing import Any
 
 from finetune.models.architectures import FITS
 from finetune.reporting.run_folder import RunFiles
+from finetune.runtime import files
 from finetune.training import metrics
 
 NAME = "README.md"
@@ -54,8 +55,8 @@ probabilities = model(transform("image.jpg")).softmax(1)[0]
 def write(run: RunFiles, counts: dict[str, list[int]]) -> Path:
     """Write model/README.md; `counts` are the images of each class, by split, or empty where they are not known."""
     path = run.folder / "model" / NAME
-    metadata = json.loads((run.folder / "model" / "model.json").read_text())
-    path.write_text(text(metadata, run, counts))
+    metadata = files.read_json(run.folder / "model" / "model.json")
+    files.write_text(path, text(metadata, run, counts))
     return path
 
 

@@ -12,16 +12,27 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from finetune.config.settings import Recipe
+from finetune.config.schema import Number, problem
+from finetune.config.settings import NonNegativeFloat, NonNegativeInt, Probability, Recipe
 from finetune.errors import UserError, no_run
 from finetune.runtime import files
+from finetune.training.state import RECORD
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 SCORES, TEST_SCORES = "validation.safetensors", "test.safetensors"
 LOCK, LOCK_SECONDS = ".lock", 10
 RESUME_ME = "resume-me"  # marks a stopped run, for scripts that see no exit code
 _locks: list[FileLock] = []  # held until the process ends
-RECORD_KEYS = {"epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "images_per_second"}
+# The entries of summary.json, and those that not every run has.
+RESULTS = {
+    "best_epoch": NonNegativeInt, "epochs_run": NonNegativeInt, "best_val_accuracy": Probability,
+    "best_val_loss": Number, "total_seconds": NonNegativeFloat,
+}  # fmt: skip
+MORE_RESULTS = {
+    "test_accuracy": Probability, "train_images": int, "val_images": int, "test_images": int, "l2": Number,
+    "interpolation": Probability, "temperature": Number, "calibration_error_before": Number,
+    "calibration_error": Number,
+}  # fmt: skip
 
 
 # ---- before and during the run ---------------------------------------------------------------------------------------
@@ -34,7 +45,13 @@ def choose(recipe: Recipe) -> Path:
     if run.resume and not run.output:
         raise UserError("--resume needs --output: the folder of the run to go on with.")
     default = Path("runs") / f"{recipe.recipe}-{datetime.now():%Y%m%d-%H%M%S}"
-    output = run.output.expanduser() if run.output else default
+    output = files.expanded(run.output) if run.output else default
+    try:
+        str(output.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"--output {output}: safetensors cannot write to a path that is not UTF-8. Name another."
+        ) from error
     if run.resume and not (output / CONFIG).exists():
         raise UserError(f"--resume: {output} is no run's folder. Name one with --output, or leave --resume out.")
     if run.output and not run.resume and output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -137,20 +154,33 @@ class RunFiles:
 
 def read(folder: Path) -> RunFiles:
     """Read a run's folder. Raises `UserError` where it is none, is damaged or has no finished epoch."""
-    folder = folder.expanduser()
+    folder = files.expanded(folder)
     if not (folder / CONFIG).is_file():
         what = f"has no {CONFIG}" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
         raise no_run(folder, what)
-    history, path = [], folder / METRICS
+    config, history, path = files.read_json(folder / CONFIG), [], folder / METRICS
     if path.is_file():
-        history = [_object(line, path) for line in path.read_text().splitlines()]
+        history = [files.parse_json(line, path) for line in files.read_text(path).splitlines()]
     if not history:
-        raise UserError(f"{folder} has not finished an epoch: there is nothing to show yet.")
-    if missing := {key for record in history for key in RECORD_KEYS - record.keys()}:
-        raise UserError(f"{path} lacks {', '.join(sorted(missing))}.")
+        raise UserError(f"{folder} has not finished an epoch: there is nothing to show yet ({METRICS} is empty).")
+    for record in history:
+        _check(path, record, RECORD)
     ended = (folder / SUMMARY).is_file()
-    summary = read_json(folder / SUMMARY) if ended else _summary_so_far(history)
-    return RunFiles(folder, read_json(folder / CONFIG), history, summary, ended)
+    summary = read_summary(folder / SUMMARY) if ended else _summary_so_far(history)
+    return RunFiles(folder, config, history, summary, ended)
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """A run's summary.json. Raises `UserError` for an entry that is missing or wrong."""
+    summary = files.read_json(path)
+    solved = {"l2": Number} if summary.get("epochs_run") == 0 else {}
+    _check(path, summary, RESULTS | solved, MORE_RESULTS)
+    return summary
+
+
+def _check(path: Path, entries: dict[str, Any], table: dict[str, Any], optional: dict[str, Any] | None = None) -> None:
+    if wrong := problem(entries, table, optional):
+        raise UserError(f"{path} is damaged: {wrong}. Copy the run again.")
 
 
 def _summary_so_far(history: list[dict[str, Any]]) -> dict[str, Any]:
@@ -162,21 +192,3 @@ def _summary_so_far(history: list[dict[str, Any]]) -> dict[str, Any]:
         "epochs_run": len(history),
         "total_seconds": sum(record["seconds"] for record in history),
     }
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises `UserError` where there is none."""
-    try:
-        return _object(path.read_text(), path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from error
-
-
-def _object(text: str, path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}.") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is damaged: it holds no JSON object.")
-    return value

@@ -42,13 +42,16 @@ def make_accelerator(precision: str, tracker: str, output: Path) -> tuple[Accele
     # The launcher's --cpu and use_cpu: true arrive in this variable only.
     gpu = torch.accelerator.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
     chosen, reason = choose_precision(precision, gpu)
-    accelerator = Accelerator(
-        # Without a GPU, Accelerate joins the processes only with cpu=True.
-        cpu=not gpu,
-        mixed_precision=chosen,
-        log_with=None if tracker == "none" else tracker,
-        project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output / tracker)),
-    )
+    try:
+        accelerator = Accelerator(
+            # Without a GPU, Accelerate joins the processes only with cpu=True.
+            cpu=not gpu,
+            mixed_precision=chosen,
+            log_with=None if tracker == "none" else tracker,
+            project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output / tracker)),
+        )
+    except ValueError as error:  # the launcher's variables do not go together
+        raise UserError(f"Accelerate cannot start as launched: {str(error).splitlines()[0]} {launcher.CURE}") from error
     if gpu and chosen == "no":
         turn_off_tf32()
     if not gpu:

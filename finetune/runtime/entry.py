@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import gc
+import json
 import os
 import signal
 import sys
@@ -13,8 +15,10 @@ from datetime import timedelta
 from hashlib import blake2b
 from typing import NoReturn
 
-from finetune.errors import INTERRUPTED, MISTAKE, explanation, printable
+from finetune.errors import INTERRUPTED, MISTAKE, UserError, explanation, printable
 
+PLAIN = {"×": "x", "…": "...", "–": "-", "→": "->", "±": "+-", "─": "-", "│": "|", **dict.fromkeys("╭╮╰╯", "+")}
+NUMBERS = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")  # of launchers
 SECONDS = 5  # that processes wait for each other to report the same error
 
 _is_program = False  # whether `run` started this process: a notebook keeps its own signals
@@ -24,6 +28,7 @@ def run(main: Callable[[list[str]], int]) -> NoReturn:
     """Run a program on the command line's arguments and end the process with its exit code."""
     global _is_program
     _is_program = True
+    print_anything()
     try:
         code = exit_code(main, sys.argv[1:])
         sys.stdout.flush()
@@ -33,6 +38,22 @@ def run(main: Callable[[list[str]], int]) -> NoReturn:
     sys.exit(code)
 
 
+def print_anything() -> None:
+    """Let stdout and stderr take every text: what their encoding lacks is spelled in ASCII, or escaped as in JSON.
+
+    A terminal or a pipe may be of another encoding than UTF-8, and the name of a file may be no Unicode at all.
+    """
+
+    def spell(error: UnicodeError) -> tuple[str, int]:
+        text = error.object[error.start : error.end]
+        return "".join(PLAIN.get(letter) or json.dumps(letter)[1:-1] for letter in text), error.end
+
+    codecs.register_error("finetune.spell", spell)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a host program may have put another stream there
+            stream.reconfigure(errors="finetune.spell")
+
+
 def exit_code(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     """Run a program. An error that has an explanation is printed as one message and gives 2; Ctrl-C gives 130.
 
@@ -40,6 +61,7 @@ def exit_code(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     process's. Every other exception keeps its traceback.
     """
     try:
+        check_variables()
         code = main(arguments)
         for name in ("SIGTERM", "SIGUSR1", "SIGHUP"):  # a signal that arrives now must not change the exit code
             number = getattr(signal, name, None)
@@ -58,6 +80,17 @@ def exit_code(main: Callable[[list[str]], int], arguments: list[str]) -> int:
         if _is_first_to_report(message):
             print(f"error: {printable(message)}", file=sys.stderr, flush=True)
         return MISTAKE
+
+
+def check_variables() -> None:
+    """Raise `UserError` for a launcher's variable that is no whole number."""
+    for name in NUMBERS:
+        value = os.environ.get(name)
+        if value is not None and not (value.isascii() and value.isdigit()):
+            problem = f"the variable {name} is '{value}', and launchers set it to a whole number"
+            for other in NUMBERS:  # what reports the error reads them too
+                os.environ.pop(other, None)
+            raise UserError(f"{problem}. Unset it: unset {name}")
 
 
 @contextmanager

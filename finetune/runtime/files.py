@@ -1,25 +1,33 @@
-"""Atomic files and folders, checksums, the user's cache folder."""
+"""Files from anywhere, read within limits; atomic files and folders, checksums, the user's cache folder."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import platform
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from finetune.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SUMS = "SHA256SUMS"
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # of a file system without locks, such as some of NFS
+LARGEST_SUMS = 2**20  # bytes of SHA256SUMS: a checkpoint has a handful of files
 UMASK = os.umask(0)  # reading it sets it
 os.umask(UMASK)
+
+
+LARGEST_TEXT = 64 * 2**20  # bytes of a JSON file or a list of checksums; a million classes fit
 
 
 def cache_folder() -> Path:
@@ -33,6 +41,59 @@ def cache_folder() -> Path:
     return home / ".cache" / "finetune"
 
 
+# ---- reading ---------------------------------------------------------------------------------------------------------
+def expanded(path: str | Path) -> Path:
+    """A path that a user gave, with `~` expanded. Raises `UserError` where there is no such home folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: there is no home folder for it. Write the path in full.") from error
+
+
+def check_regular(path: str | Path) -> None:
+    """Raise `OSError` for what is no regular file: to read from a pipe, a socket or a device may never end."""
+    mode = Path(path).stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is a folder" if stat.S_ISDIR(mode) else "it is a pipe, socket or device")
+
+
+def read_bytes(path: Path, most: int = LARGEST_TEXT) -> bytes:
+    """The content of a regular file of at most `most` bytes. Raises `OSError` for any other."""
+    check_regular(path)
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it is larger than {most >> 20} MiB")
+    return content
+
+
+def read_json(path: Path, most: int = LARGEST_TEXT) -> dict[str, Any]:
+    """The JSON object in a file. Raises `UserError` where there is none."""
+    return parse_json(read_text(path, most), path)
+
+
+def read_text(path: Path, most: int = LARGEST_TEXT) -> str:
+    """The text of a file in UTF-8. Raises `UserError` for a file that is none, or is larger than `most` bytes."""
+    try:
+        return read_bytes(path, most).decode()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}. Copy the file again.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is damaged: it is no text in UTF-8 ({error}). Copy the file again.") from error
+
+
+def parse_json(text: str, path: Path) -> dict[str, Any]:
+    """The JSON object that a text of the file `path` holds. Raises `UserError` where there is none."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: it is not JSON ({error}). Copy the file again.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged: it holds no JSON object. Copy the file again.")
+    return value
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
 @contextmanager
 def atomic(path: Path, shared: bool = False) -> Iterator[Path]:
     """A temporary path beside `path` for a new file or folder, renamed to `path` when the block has ended.
@@ -82,11 +143,11 @@ def temporary_path(path: Path) -> Path:
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     with atomic(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, "utf-8", "backslashreplace")  # names of files may be no Unicode
 
 
 def remove(path: Path) -> None:
-    """Delete a file or folder; what cannot be deleted, such as a file that is open on NFS, stays."""
+    """Delete a file, link or folder with all that it holds. What cannot be deleted stays, such as a file open on NFS."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -110,8 +171,10 @@ def sync(path: Path) -> None:
         os.close(number)
 
 
+# ---- checksums -------------------------------------------------------------------------------------------------------
 def digest(path: Path) -> str:
-    """A file's SHA-256."""
+    """A regular file's SHA-256."""
+    check_regular(path)
     found = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -131,7 +194,7 @@ def write_sums(folder: Path, known: dict[str, str]) -> None:
 
 def read_sums(folder: Path) -> dict[str, str]:
     """Checksums by file name. Raises `ValueError` where the list is damaged."""
-    text = (folder / SUMS).read_bytes().decode("ascii")
+    text = read_bytes(folder / SUMS, LARGEST_SUMS).decode("ascii")
     sums = {name: found for found, name in re.findall(r"^([0-9a-f]{64})  (.+)$", text, re.MULTILINE)}
     if not sums or text != "".join(f"{found}  {name}\n" for name, found in sums.items()):
         raise ValueError("it is not in the form in which it was written")
@@ -140,16 +203,22 @@ def read_sums(folder: Path) -> dict[str, str]:
 
 def damage(folder: Path) -> str | None:
     """What is wrong with a folder: its files must be those of its `SHA256SUMS`, each with its checksum. None: whole."""
+    if folder.is_symlink():  # what is behind it is not the run's to delete, and its frozen tensors cannot be linked
+        return "it is a link"
     try:
         sums = read_sums(folder)
+        there = {path.name for path in folder.iterdir()} - {SUMS}
     except (OSError, ValueError) as error:
         return f"{SUMS} cannot be read ({error})"
-    there = {path.name for path in folder.iterdir()} - {SUMS}
     if missing := sums.keys() - there:
         return f"{min(missing)} is missing"
     if extra := there - sums.keys():
         return f"{min(extra)} is not in {SUMS}"
     for name, expected in sums.items():
-        if digest(folder / name) != expected:
+        try:
+            found = digest(folder / name)
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+        if found != expected:
             return f"{name} does not match its checksum"
     return None

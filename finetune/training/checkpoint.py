@@ -14,7 +14,6 @@ import json
 import math
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from finetune.config.schema import Number, problem
+from finetune.config.settings import PositiveInt
 from finetune.errors import UserError
 from finetune.models import model_folder
 from finetune.models.architectures import Preprocess
@@ -35,12 +36,15 @@ from finetune.models.metadata import Metadata
 from finetune.models.network import Network
 from finetune.runtime import files
 from finetune.training.loss import check_finite
-from finetune.training.state import State
+from finetune.training.state import RECORD, SAVED, Count, State
 from finetune.training.step import zero_sums
 
 FORMAT = 3
 TIME_LIMIT = 0.1  # of the training time, at most, for checkpoints at the ends of epochs
 NAME = re.compile(r"\d{4,}-\d{8,}")  # epoch and step
+# The entries of state.json, and those of its settings that resuming reads.
+ENTRIES = {"settings": dict, "preprocess": dict, "state": dict, "sums": list[list[Number]], "rates": list[Number]}
+NEEDED = {"epochs": PositiveInt, "versions": dict, "threads": int, "image_sizes": str}
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,7 @@ class Found:
     @property
     def preprocess(self) -> Preprocess:
         """The evaluation transform."""
-        given = self.saved["preprocess"]
-        return Preprocess(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+        return Preprocess.from_json(self.saved["preprocess"])
 
 
 class Checkpoints:
@@ -119,7 +122,7 @@ class Checkpoints:
         An optional one is skipped if the last took more than a tenth of the time since it began. Raises `UserError`
         where the last could not be written, and on all processes where the epoch's loss is not finite on any.
         """
-        name = f"{state.epoch:04}-{state.step:08}"  # names sort by time
+        name = name_of(state.epoch, state.step)
         sums = self.accelerator.gather(state.sums[None]).tolist()
         check_finite(sum(loss for loss, _, _ in sums), state.epoch)
         too_soon = optional and self.took > TIME_LIMIT * (time.monotonic() - self.started)
@@ -224,7 +227,7 @@ class Checkpoints:
         if self.accelerator.is_main_process:
             leftovers = [path for path in self.folder.iterdir() if path.name.startswith(".")]
             for path in [*found.damaged, *leftovers]:
-                shutil.rmtree(path, ignore_errors=True)
+                files.remove(path)
         sums, rank = torch.tensor(found.saved["sums"], dtype=torch.float64), self.accelerator.process_index
         if len(sums) == self.accelerator.num_processes:
             own = sums[rank]
@@ -246,6 +249,11 @@ def copied(value: Tensor) -> Tensor:
     return torch.empty(value.shape, dtype=value.dtype).copy_(value.detach())
 
 
+def name_of(epoch: int, step: int) -> str:
+    """A checkpoint's name; names sort by time."""
+    return f"{epoch:04}-{step:08}"
+
+
 def names(folder: Path) -> list[Path]:
     """The checkpoints in a folder, in no order."""
     return [path for path in folder.iterdir() if NAME.fullmatch(path.name)] if folder.is_dir() else []
@@ -256,12 +264,21 @@ def find(folder: Path) -> Found | None:
 
     Raises `UserError` where there are some but none is whole, and where the newest is of another format.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is no folder: delete it, and the run begins anew.")
     damaged: dict[Path, str] = {}
     for path in sorted(names(folder), reverse=True):
         if wrong := files.damage(path):
             damaged[path] = wrong
             continue
-        saved = json.loads((path / "state.json").read_text())
+        try:
+            saved = files.read_json(path / "state.json")
+            wrong = _wrong(path.name, saved)
+        except UserError as error:
+            wrong = str(error)
+        if wrong:
+            damaged[path] = wrong
+            continue
         if saved["format"] != FORMAT:
             age = "a newer" if saved["format"] > FORMAT else "an older"
             raise UserError(
@@ -273,3 +290,28 @@ def find(folder: Path) -> Found | None:
         listed = "; ".join(f"{path.name}: {wrong}" for path, wrong in damaged.items())
         raise UserError(f"no checkpoint in {folder} is whole ({listed}). Delete it to start anew.")
     return None
+
+
+def _wrong(name: str, saved: dict[str, Any]) -> str:
+    """What is wrong with the content of a checkpoint's state.json; "" where nothing is, or it is of another format."""
+    if wrong := problem(saved, {"format": PositiveInt}):
+        return f"state.json: {wrong}"
+    if saved["format"] != FORMAT:
+        return ""
+    if wrong := problem(saved, ENTRIES, {"averaged": Count, "scaler": dict}) or problem(saved["settings"], NEEDED):
+        return f"state.json: {wrong}"
+    state = saved["state"]
+    if wrong := problem(state, SAVED) or ", ".join(sorted(f"{key} is unknown" for key in state.keys() - SAVED)):
+        return f"state.json: state: {wrong}"
+    records = [*state["history"], *([state["best"]] if state["best"] else [])]
+    if wrong := next(filter(None, (problem(record, RECORD) for record in records)), ""):
+        return f"state.json: history: {wrong}"
+    try:
+        Preprocess.from_json(saved["preprocess"])
+    except ValueError as error:
+        return f"state.json: preprocess: {error}"
+    if any(len(row) != 3 for row in saved["sums"]) or not saved["sums"]:
+        return "state.json: sums are three numbers of each process"
+    if name != name_of(state["epoch"], state["step"]):
+        return f"state.json is of epoch {state['epoch']} and step {state['step']}"
+    return ""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from finetune.errors import UserError
-from finetune.runtime import devices
+from finetune.models.network import Network
+from finetune.runtime import devices, files
 from finetune.training import checkpoint
 from finetune.training.checkpoint import Found
+from finetune.training.param_groups import parameter_groups
 
 # Settings that may change when a run is resumed. Any other changes what is trained.
 MAY_CHANGE = {
@@ -34,7 +37,7 @@ def find(output: Path, config: dict[str, Any], accelerator: Accelerator) -> Foun
 
     def verified() -> Found | None:
         found = checkpoint.find(output / "checkpoints")
-        changes(found.settings if found else json.loads((output / "config.json").read_text()), config)
+        changes(found.settings if found else files.read_json(output / "config.json"), config)
         if found is None and (output / "summary.json").exists():
             raise UserError(
                 f"--resume: {output} is a finished run without checkpoints, so there is nothing to go on with. Start "
@@ -46,6 +49,49 @@ def find(output: Path, config: dict[str, Any], accelerator: Accelerator) -> Foun
     if found is not None and not found.folder.is_dir():
         raise UserError(f"{found.folder} is not visible on every machine: --output must be on shared storage.")
     return found
+
+
+def check_fit(found: Found, network: Network) -> None:
+    """Raise `UserError` where a checkpoint's tensors are not those of the network; before anything is written."""
+    state, frozen = network.model.state_dict(), network.frozen_keys()
+    changing = {key: value for key, value in state.items() if key not in frozen}
+    wanted = {"frozen": {key: state[key] for key in frozen}, "model": changing}
+    wanted |= {"best": changing, "start": changing, "average": changing}
+    for name, expected in wanted.items():
+        held = _tensors(found.folder / f"{name}.safetensors", optional=name not in ("frozen", "model"))
+        fit = held.keys() == expected.keys() and all(_fits(held[key], value) for key, value in expected.items())
+        if not fit and (held or name in ("frozen", "model")):
+            raise _other_network(found, f"{name}.safetensors")
+    if len(found.saved["rates"]) != len(parameter_groups(network, weight_decay=0.0)):
+        raise _other_network(found, "state.json")
+    parameters = dict(network.model.named_parameters())
+    for key, value in _tensors(found.folder / "optimizer.safetensors").items():
+        parameter = parameters.get(key.rpartition("/")[0])
+        if parameter is None or not (_fits(value, parameter) or value[0] in ((), (1,))):
+            raise _other_network(found, "optimizer.safetensors")
+
+
+def _tensors(path: Path, optional: bool = False) -> dict[str, tuple[tuple[int, ...], bool]]:
+    """The shape of each tensor in a file, and whether it holds floats; none of an `optional` file that is missing."""
+    if optional and not path.exists():
+        return {}
+    try:
+        with safe_open(path, "pt") as file:
+            held = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+            return {key: (tuple(one.get_shape()), "F" in one.get_dtype()) for key, one in held.items()}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read: {error}. Start anew with another --output.") from error
+
+
+def _fits(held: tuple[tuple[int, ...], bool], wanted: Tensor) -> bool:
+    return held == (tuple(wanted.shape), wanted.is_floating_point())
+
+
+def _other_network(found: Found, name: str) -> UserError:
+    return UserError(
+        f"{name} of {found.folder} does not fit this network: the checkpoint was changed, or is of another version. "
+        f"Start anew with another --output."
+    )
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -70,7 +116,7 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def inexact(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What else differs between two configs and keeps the result from being the same to the byte."""
-    pairs = [(name, before["versions"][name], now["versions"][name]) for name in EXACT_VERSIONS]
+    pairs = [(name, before["versions"].get(name), now["versions"][name]) for name in EXACT_VERSIONS]
     pairs.append(("threads", before["threads"], now["threads"]))
     found = [f"{name} {old} → {new}" for name, old, new in pairs if old != new]
     if before["image_sizes"] != now["image_sizes"]:

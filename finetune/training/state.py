@@ -4,10 +4,27 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from finetune.config.schema import Number
+from finetune.config.settings import Bounds, NonNegativeFloat, NonNegativeInt, PositiveInt, Probability
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Count = Annotated[int, Bounds(at_least=0, at_most=2**53)]  # of steps: epochs times batches
+# The entries of a record of metrics.jsonl that every run has.
+RECORD = {
+    "epoch": NonNegativeInt, "step": Count, "lr": dict[str, Number], "train_loss": Number,
+    "train_accuracy": Probability, "val_loss": Number, "val_accuracy": Probability,
+    "images_per_second": NonNegativeFloat, "seconds": NonNegativeFloat,
+}  # fmt: skip
+# The entries of `State.as_json`.
+SAVED = {
+    "epoch": NonNegativeInt, "step": Count, "history": list[dict[str, Any]], "best": dict[str, Any] | None,
+    "epochs": NonNegativeInt, "accumulate": PositiveInt, "tracker": str, "run_clock": NonNegativeFloat,
+    "epoch_clock": NonNegativeFloat,
+}  # fmt: skip
 
 
 class Stopwatch:

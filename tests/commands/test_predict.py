@@ -76,7 +76,7 @@ def test_an_unsure_prediction_has_no_class(trained, call, image_folder):
     assert seen == 9
     code, _, err = call("predict", trained / "fast", folder, "--abstain", "1.5")
     assert code == 2
-    assert "--abstain 1.5: give a probability" in err
+    assert "--abstain 1.5: must be a number at least 0 and at most 1" in err
 
 
 def test_a_run_in_fp16_predicts_on_a_cpu_in_its_best_precision(trained, call, image_folder, tmp_path):

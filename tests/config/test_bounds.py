@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from finetune.config import command_line
-from finetune.config.bounds import convert, period, resolve, wrong_values
+from finetune.config.bounds import period, resolve
+from finetune.config.schema import convert, wrong_values
 from finetune.config.settings import Images, Net, Recipe, Run, Training
 from finetune.errors import UserError
 
@@ -24,11 +25,11 @@ def test_auto_picks_the_starter_backbone_or_resnet18():
 @pytest.mark.parametrize(
     ("section", "values", "message"),
     [
-        ("training", {"epochs": 0}, "--epochs 0: must be a whole number at least 1."),
-        ("training", {"epochs": 1.5}, "--epochs 1.5: must be a whole number at least 1."),
+        ("training", {"epochs": 0}, "--epochs 0: must be a whole number at least 1 and at most 1000000."),
+        ("training", {"epochs": 1.5}, "--epochs 1.5: must be a whole number at least 1 and"),
         ("training", {"epochs": "3"}, "--epochs 3: must be a whole number"),
         ("training", {"batch_size": -1}, "--batch-size -1"),
-        ("training", {"lr": 0.0}, "--lr 0.0: must be a number above 0."),
+        ("training", {"lr": 0.0}, "--lr 0.0: must be a number above 0 and at most 1000."),
         ("training", {"lr": float("nan")}, "--lr nan"),
         ("training", {"lr": float("inf")}, "--lr inf"),
         ("training", {"warmup": 1.5}, "--warmup 1.5"),
@@ -40,8 +41,12 @@ def test_auto_picks_the_starter_backbone_or_resnet18():
         ("images", {"workers": -2}, "--workers -2"),
         ("images", {"workers": True}, "--workers True"),
         ("images", {"data": 3}, "--data 3: must be text."),
-        ("net", {"image_size": 2}, "--image-size 2: must be a whole number at least 8 or None."),
-        ("net", {"hidden": (8, 0)}, "--hidden 8 0: must be a list, each a whole number at least 1."),
+        ("net", {"image_size": 2}, "--image-size 2: must be a whole number at least 8 and at most 8192 or None."),
+        (
+            "net",
+            {"hidden": (8, 0)},
+            "--hidden 8 0: must be a list of at most 16 entries, each a whole number at least 1 and at most 65536.",
+        ),
         ("run", {"seed": -1}, "--seed -1"),
         ("run", {"seed": 2**63}, "--seed"),
         ("run", {"output": 3}, "--output 3: must be a path or None."),

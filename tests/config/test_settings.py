@@ -5,7 +5,7 @@ import inspect
 from dataclasses import fields
 
 from finetune.config import settings
-from finetune.config.bounds import wrong_values
+from finetune.config.schema import wrong_values
 from finetune.config.settings import SECTIONS, Images, Recipe
 
 

@@ -62,7 +62,7 @@ def test_a_model_of_every_family_loads_as_it_was_saved(tmp_path):
     [
         ({"classes": [f"{k}" for k in range(10**5)]}, "no tensor has 100000 classes"),
         ({"model": "resnet152"}, "do not fit resnet152"),
-        ({"head": "mlp", "hidden": [10**12]}, "no tensor has the hidden layers"),
+        ({"head": "mlp", "hidden": [65_000]}, "no tensor has the hidden layers"),
     ],
 )
 def test_metadata_that_does_not_describe_the_tensors_is_refused(tmp_path, changes, message):

@@ -27,7 +27,8 @@ from finetune.training import checkpoint, ema
 from finetune.training.state import State
 
 PREPROCESS = Preprocess(9, 8, "bilinear", (0.5,), (0.5,))
-ABOUT = {"settings": {"lr": 1.0}, "preprocess": vars(PREPROCESS)}
+SETTINGS = {"lr": 1.0, "epochs": 3, "versions": {}, "threads": 1, "image_sizes": ""}
+ABOUT = {"settings": SETTINGS, "preprocess": vars(PREPROCESS)}
 
 
 def metadata_of(record: dict) -> Metadata:
@@ -99,7 +100,7 @@ def test_everything_comes_back_as_it_was(parts, two):
     network, optimizer, make = parts
     found = checkpoint.find(two)
     assert (found.folder.name, found.state["step"], found.damaged) == ("0000-00000010", 10, {})
-    assert (found.settings, found.preprocess) == ({"lr": 1.0}, PREPROCESS)
+    assert (found.settings, found.preprocess) == (SETTINGS, PREPROCESS)
     names = [*network.model.state_dict(), *network.average.state_dict()]
     before = [value.clone() for value in tensors_of(network, optimizer)]
     assert len(before) == len(names) + 4 * 3, "AdamW holds three tensors for each of the four parameters"

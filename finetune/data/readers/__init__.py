@@ -16,6 +16,7 @@ from finetune.data import exclusions, folds
 from finetune.data.readers import arrays, csv_file, image_folder, torchvision_sets
 from finetune.data.types import ImageSet
 from finetune.errors import UserError
+from finetune.runtime import files
 
 READERS = (csv_file, arrays, image_folder, torchvision_sets)  # the first that accepts `--data` reads it
 
@@ -30,7 +31,7 @@ def read(images: Images, in_channels: int, seed: int) -> ImageSet:
     images = replace(images, data=starter.path(images.data))
     reader = next((reader for reader in READERS if reader.accepts(images.data)), None)
     if reader is None:
-        raise _missing(Path(images.data).expanduser())
+        raise _missing(files.expanded(images.data))
     if reader is not arrays and in_channels not in (1, 3):
         raise UserError(
             f"--in-channels {in_channels}: the images of --data {images.data} are grey (1) or colour (3). Other "

@@ -8,12 +8,13 @@ from pathlib import Path
 from finetune.config.settings import Images
 from finetune.data import exclusions, verify
 from finetune.data.types import SPLITS, ImageSet, Split, with_validation
-from finetune.errors import UserError
+from finetune.errors import UserError, listed, shortened
+from finetune.runtime import files
 
 
 def accepts(data: str) -> bool:
     """Whether `--data` is a .csv file."""
-    path = Path(data).expanduser()
+    path = files.expanded(data)
     return path.suffix == ".csv" and path.is_file()
 
 
@@ -23,20 +24,16 @@ def read(images: Images, in_channels: int, seed: int) -> ImageSet:
     Without the column `split`, or without `val` in it, the training rows are split (`types.stratified`). Raises
     `UserError` for missing columns, values or files, unknown splits or labels, and images that do not decode.
     """
-    file = Path(images.data).expanduser()
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as lines:
-            rows = list(csv.DictReader(lines))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file} cannot be read as CSV in UTF-8: {error}") from error
-    columns = set(rows[0]) if rows else set()
-    if not {"path", "label"} <= columns:
-        raise UserError(f"{file} needs a first line with the columns path and label (and split, if you have splits).")
+    file = files.expanded(images.data)
+    rows = _rows(file)
     if partial := sum(not (row["path"] and row["label"]) for row in rows):
         raise UserError(f"{file}: {partial} of {len(rows)} rows have no path or no label.")
-    gone = [row["path"] for row in rows if not (file.parent / row["path"]).is_file()]
+    without = sum(not row.get("split") for row in rows)
+    if 0 < without < len(rows):
+        raise UserError(f"{file}: {without} of {len(rows)} rows have no split. Give each row one, or none of them.")
+    gone = [shortened(row["path"]) for row in rows if not _is_there(file.parent / row["path"])]
     if gone:
-        raise UserError(f"{file}: {len(gone)} of {len(rows)} paths point nowhere: {', '.join(gone[:5])}")
+        raise UserError(f"{file}: {len(gone)} of {len(rows)} paths point nowhere: {listed(gone)}")
     names = {row.get("split") or "train" for row in rows}
     if unknown := sorted(names - set(SPLITS)):
         raise UserError(f"{file}: split is train, val or test, not {', '.join(unknown)}.")
@@ -56,3 +53,34 @@ def read(images: Images, in_channels: int, seed: int) -> ImageSet:
         split.items.append(str(file.parent / row["path"]))
         split.labels.append(label_of[row["label"]])
     return ImageSet(classes, with_validation(splits, classes, images.val_fraction, seed), bad)
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    """The rows under the header, each with a cell for every column. Raises `UserError`, with the line, for others."""
+    try:
+        files.check_regular(file)
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            table = csv.reader(lines, strict=True)
+            columns = next(table, [])
+            if not {"path", "label"} <= set(columns) or len(set(columns)) < len(columns):
+                needed = "the columns path and label (and split, if you have splits), each once"
+                raise UserError(f"{file} needs a first line with {needed}.")
+            rows = []
+            for cells in table:
+                if cells and len(cells) != len(columns):  # an empty line is none
+                    raise UserError(
+                        f"{file}, line {table.line_num}: {len(cells)} cells in the row, {len(columns)} in the header. "
+                        f"Quote a cell that has a comma in it."
+                    )
+                if cells:
+                    rows.append(dict(zip(columns, cells, strict=True)))
+            return rows
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file} cannot be read as CSV in UTF-8: {error}") from error
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name of more than 255 bytes, a folder that may not be entered
+        return False

@@ -10,13 +10,14 @@ from finetune.data import exclusions, verify
 from finetune.data.image_files import EXTENSIONS, is_image
 from finetune.data.types import SPLITS, ImageSet, Split, with_validation
 from finetune.errors import UserError
+from finetune.runtime import files
 
 SPLIT_WORDS = (*SPLITS, "training", "valid", "validation", "eval", "testing")
 
 
 def accepts(data: str) -> bool:
     """Whether `--data` exists. Asked last: whatever no other reader accepts is read as a folder."""
-    return Path(data).expanduser().exists()
+    return files.expanded(data).exists()
 
 
 def read(images: Images, in_channels: int, seed: int) -> ImageSet:
@@ -25,7 +26,7 @@ def read(images: Images, in_channels: int, seed: int) -> ImageSet:
     One folder is split by `types.stratified`. Raises `UserError` for every mistake in the folder, which names the file
     or class.
     """
-    top = Path(images.data).expanduser()
+    top = files.expanded(images.data)
     if not top.is_dir():
         raise UserError(f"--data {top} is a file; it may be a folder of images, a .csv, or an .npz with arrays.")
     listed = _files(top)

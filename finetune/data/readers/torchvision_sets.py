@@ -79,7 +79,7 @@ def read(images: Images, in_channels: int, seed: int) -> ImageSet:
     import torch
     from torchvision import datasets
 
-    name, root = images.data.lower(), images.data_root.expanduser()
+    name, root = images.data.lower(), files.expanded(images.data_root)
     kind, arguments = SETS[name]
     try:
         root.mkdir(parents=True, exist_ok=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from finetune import recipes
+from finetune.config.schema import fits
 from finetune.config.settings import Recipe
 from finetune.data import folds, readers
 from finetune.data.types import ImageSet
@@ -14,15 +16,11 @@ from finetune.models import metadata
 from finetune.models.metadata import Metadata
 from finetune.reporting import run_folder
 from finetune.reporting.report import scored
-from finetune.reporting.report.scored import Scored, is_number
+from finetune.reporting.report.scored import Scored
 from finetune.reporting.run_folder import RunFiles
+from finetune.runtime import files
 
 NAMED_WEIGHTS = ("default", "starter", "none")
-# Entries of summary.json that not every run has.
-NUMBERS = {
-    "interpolation", "temperature", "calibration_error_before", "test_accuracy", "train_images", "val_images",
-    "test_images",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,12 +58,12 @@ class Subject:
 
 def read(folder: Path) -> Subject:
     """Read a run's folder, its model folder or that of a cross-validation. Raises `UserError` for any other."""
-    folder = folder.expanduser()
+    folder = files.expanded(folder)
     if folder.name == "model" and (folder.parent / run_folder.CONFIG).is_file():
         folder = folder.parent
     if not (folder / run_folder.CONFIG).is_file() and (folder / "fold-1").is_dir():
         return _read_folds(folder)
-    run = _read_run(folder)
+    run = run_folder.read(folder)
     classes, recipe, model = _classes(run), _recipe(run), _metadata(run)
     result = scored.of_run(run, len(classes))
     notes = [] if run.ended else [_unfinished(run)]
@@ -78,7 +76,7 @@ def read(folder: Path) -> Subject:
 
 def _read_folds(folder: Path) -> Subject:
     found = sorted(folder.glob(f"fold-*/{run_folder.METRICS}"), key=lambda path: (len(str(path)), path))
-    runs = [_read_run(path.parent) for path in found if path.stat().st_size]
+    runs = [run_folder.read(path.parent) for path in found if path.stat().st_size]
     if not runs:
         raise UserError(f"{folder}: no fold has finished an epoch, so there is nothing to show yet.")
     first = runs[0]
@@ -97,26 +95,9 @@ def _read_folds(folder: Path) -> Subject:
 
 
 # ---- a run's files ---------------------------------------------------------------------------------------------------
-def _read_run(folder: Path) -> RunFiles:
-    """A run's records, checked. Raises `UserError` for a value that is no number."""
-    run = run_folder.read(folder)
-    for record in run.history:
-        rates = record["lr"]
-        values = [value for name, value in record.items() if name in run_folder.RECORD_KEYS and name != "lr"]
-        if not isinstance(rates, dict) or not all(map(is_number, [*values, *rates.values()])):
-            raise UserError(f"{folder / run_folder.METRICS} is damaged: a value is no number.")
-    needed = {"best_epoch", "best_val_accuracy", "best_val_loss", "epochs_run", "total_seconds"}
-    needed |= {"l2"} if run.summary.get("epochs_run") == 0 else set()
-    needed |= NUMBERS & run.summary.keys()
-    for name in sorted(needed):
-        if not is_number(run.summary.get(name)):
-            raise UserError(f"{folder / run_folder.SUMMARY} is damaged: {name} is no number.")
-    return run
-
-
 def _classes(run: RunFiles) -> list[str]:
-    classes = run.config.get("classes")
-    if not isinstance(classes, list) or len(classes) < 2 or not all(isinstance(name, str) for name in classes):
+    classes: Any = run.config.get("classes")
+    if not fits(classes, list[str]) or len(classes) < 2:
         raise UserError(f"{run.folder / run_folder.CONFIG} is damaged: its classes are no list of names.")
     return classes
 

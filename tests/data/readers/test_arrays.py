@@ -70,7 +70,7 @@ def test_labels_may_be_any_integers_or_strings(tmp_path):
         (lambda h: h.update(x_train=h["x_train"].astype(np.float32)), r"floats must lie in \[0, 1\]"),
         (lambda h: h.update(x_train=np.full((20, 12, 8), np.nan)), r"values in \[nan, nan\]"),
         (lambda h: h.update(x_train=h["x_train"].astype(np.int64)), "x_train is int64"),
-        (lambda h: h.update(y_train=h["y_train"] + 0.5), "y_train is float64"),
+        (lambda h: h.update(y_train=h["y_train"] + 0.5), r"y_train is \(20,\) of float64"),
         (lambda h: h.update(x_train=np.zeros((20, 12, 8, 5), np.uint8)), "have 5 channels: --in-channels 5"),
         (lambda h: h.update(y_train=np.zeros(20, int), y_test=np.zeros(6, int)), "one class only"),
         (lambda h: h.update(x_train=np.array([{}] * 20, dtype=object)), "cannot be read as arrays"),
