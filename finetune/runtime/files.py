@@ -147,7 +147,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, link or folder with all that it holds. What cannot be deleted stays, such as a file open on NFS."""
+    """Delete a file, link or folder with all that it holds. What cannot be deleted stays, as a file open on NFS."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
