@@ -254,7 +254,7 @@ def test_mistakes_are_told_as_one_message_and_nothing_is_written(run, call, tmp_
         ): "--cell-images 1000: must be a whole number at least 0 and at most 96",
         ("report", run, "--image-mb", "-1"): "--image-mb -1.0: must be a number at least 0",
         ("report", run, tmp_path / "cv"): "is a cross-validation, which has a report of its own",
-        ("report", damaged): "best_val_accuracy is no number",
+        ("report", damaged): "best_val_accuracy '<b>' must be a number",
         ("report", others): "belong to other images",
     }
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

@@ -134,7 +134,7 @@ def test_a_run_that_has_not_ended_is_summarised_so_far(tmp_path):
     [
         ({}, "has no config.json"),
         ({"config.json": "{}"}, "has not finished an epoch"),
-        ({"config.json": "{}", "metrics.jsonl": '{"epoch": 1}\n'}, r"metrics.jsonl lacks .*train_loss.*val_loss"),
+        ({"config.json": "{}", "metrics.jsonl": '{"epoch": 1}\n'}, r"metrics.jsonl is damaged: step is missing"),
         ({"config.json": "{}", "metrics.jsonl": "{half"}, "metrics.jsonl is damaged"),
         ({"config.json": "{}", "metrics.jsonl": "[1]\n"}, "metrics.jsonl is damaged: it holds no JSON object"),
         ({"config.json": "{half", "metrics.jsonl": json.dumps(RECORD)}, "config.json is damaged"),
