@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -63,8 +64,10 @@ def _fixes(data: Collection, finding: Finding) -> Iterator[Fix]:
 
 
 def write(path: Path, fixes: list[Fix]) -> None:
-    """Write the list as CSV in UTF-8, whole or not at all."""
-    with files.atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(COLUMNS)
-        table.writerows(fixes)
+    """Write the list as CSV, whole or not at all; in UTF-8, but for names of files that are not."""
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow(COLUMNS)
+    table.writerows(fixes)
+    with files.atomic(path) as temporary:
+        temporary.write_bytes(text.getvalue().encode(errors="surrogateescape"))

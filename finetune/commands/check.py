@@ -12,7 +12,7 @@ import tyro
 
 from finetune.commands import new_file
 from finetune.config.command_line import parse
-from finetune.config.settings import Images
+from finetune.config.settings import Images, NonNegativeInt, ValFraction
 from finetune.errors import UserError
 from finetune.runtime import files
 
@@ -43,9 +43,9 @@ class Options:
     """Look at what such a list leaves. None: that of the run, if any."""
     data_root: Path = field(default_factory=lambda: Images().data_root)
     """Folder of the datasets that are given by name."""
-    val_fraction: float = Images.val_fraction
+    val_fraction: ValFraction = Images.val_fraction
     """Fraction of each class held out for validation, where the data has no validation split."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Seed of that split."""
 
 
@@ -53,8 +53,6 @@ def main(arguments: list[str]) -> int:
     """Print what was found, and write the files that were asked for."""
     options = parse(Options, "python -m finetune check", arguments)
     html, fix_list = new_file("--html", options.html), new_file("--fix-list", options.fix_list)
-    if not 0 < options.val_fraction < 1:
-        raise UserError(f"--val-fraction {options.val_fraction:g}: must be above 0 and below 1.")
 
     from finetune.audit import collection, findings, label_errors, text, tree
     from finetune.audit import fix_list as fixes

@@ -30,6 +30,7 @@ PositiveFloat = Annotated[float, Bounds(above=0, at_most=1e9)]
 NonNegativeFloat = Annotated[float, Bounds(at_least=0, at_most=1e9)]
 Fraction = Annotated[float, Bounds(at_least=0, below=1)]
 PositiveFraction = Annotated[float, Bounds(above=0, at_most=1)]
+ValFraction = Annotated[float, Bounds(above=0, below=1)]
 Probability = Annotated[float, Bounds(at_least=0, at_most=1)]
 # Alpha of a Beta distribution. torch draws from none whose alpha is so small that it underflows.
 Alpha = Annotated[float, Bounds(at_least=1e-3, at_most=1e3)] | Literal[0]
@@ -91,7 +92,7 @@ class Images:
         default_factory=lambda: Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "finetune/data")
     )
     """Folder of the datasets that are given by name."""
-    val_fraction: Annotated[float, Bounds(above=0, below=1)] = 0.2
+    val_fraction: ValFraction = 0.2
     """Fraction of each class held out for validation, where the data has no validation split, and in each fold."""
     folds: Annotated[int, Bounds(at_least=2, at_most=1000)] | None = None
     """Cross-validation: split the training and validation images into this many stratified folds, and train a run for

@@ -5,7 +5,6 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from dataclasses import dataclass, replace
@@ -48,12 +47,8 @@ def read(file: Path | None, data: str) -> Exclusions:
     if file is None:
         return Exclusions()
     file, top = files.expanded(file), root(data)
-    try:
-        files.check_regular(file)
-        with file.open(newline="", encoding="utf-8-sig") as lines:
-            rows = list(csv.DictReader(lines))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"--exclude {file} cannot be read as CSV in UTF-8: {error}") from error
+    # Names of files may be other bytes than UTF-8, which Python keeps as surrogates.
+    rows = files.read_csv(file, ("path", "action"), f"--exclude {file}", errors="surrogateescape")
     removed, relabelled = set(), {}
     for number, row in enumerate(rows, 2):
         path, action, label = (row.get(name) or "" for name in ("path", "action", "new_label"))

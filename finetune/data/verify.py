@@ -66,8 +66,15 @@ def undecodable(paths: list[str]) -> dict[str, str]:
 
 
 def facts(paths: list[str]) -> np.ndarray:
-    """The facts of files that decode, (N,) of `facts.FACTS`. Files that are remembered are not decoded again."""
-    return np.frombuffer(b"".join(known.facts for known in checked(paths, with_facts=True)), FACTS)
+    """The facts of files, (N,) of `facts.FACTS`. Files that are remembered are not decoded again.
+
+    Raises `UserError` for a file that does not decode: since `check` it has changed.
+    """
+    found = checked(paths, with_facts=True)
+    for path, known in zip(paths, found, strict=True):
+        if known.why:
+            raise UserError(f"{path} has changed, and does not decode any more: {known.why}. Start again.")
+    return np.frombuffer(b"".join(known.facts for known in found), FACTS)
 
 
 def checked(paths: list[str], with_facts: bool = False) -> list[Checked]:

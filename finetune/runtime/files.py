@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
 import json
@@ -10,7 +11,7 @@ import platform
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,6 +92,33 @@ def parse_json(text: str, path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} is damaged: it holds no JSON object. Copy the file again.")
     return value
+
+
+def read_csv(path: Path, needed: Sequence[str], name: str, errors: str = "strict") -> list[dict[str, str]]:
+    """The rows of a CSV file under its header, each with a cell for every column; empty lines are none.
+
+    `errors` is for bytes that are not UTF-8, as `open` takes it. Raises `UserError`, which begins with `name`, where
+    the file cannot be read, a needed column is missing, or a row is longer or shorter than the header.
+    """
+    try:
+        check_regular(path)
+        with path.open(newline="", encoding="utf-8-sig", errors=errors) as lines:
+            table = csv.reader(lines, strict=True)
+            columns = next(table, [])
+            if not set(needed) <= set(columns) or len(set(columns)) < len(columns):
+                raise UserError(f"{name} needs a first line with the columns {' and '.join(needed)}, each once.")
+            rows = []
+            for cells in table:
+                if cells and len(cells) != len(columns):
+                    raise UserError(
+                        f"{name}, line {table.line_num}: {len(cells)} cells in the row, {len(columns)} in the header. "
+                        f"Quote a cell that has a comma in it."
+                    )
+                if cells:
+                    rows.append(dict(zip(columns, cells, strict=True)))
+            return rows
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{name} cannot be read as CSV in UTF-8: {error}") from error
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------

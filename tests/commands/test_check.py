@@ -94,7 +94,7 @@ def test_the_built_in_images_can_be_checked(capsys):
     ("words", "message"),
     [
         (["nowhere"], "--data nowhere does not exist"),
-        (["{folder}", "--val-fraction", "1"], "--val-fraction 1: must be"),
+        (["{folder}", "--val-fraction", "1"], "--val-fraction 1.0: must be"),
         (["{folder}", "--html", "{folder}/notes.txt"], "exists already"),
         (["{folder}", "--exclude", "{folder}/none.csv"], "cannot be read as CSV"),
     ],

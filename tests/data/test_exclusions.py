@@ -1,9 +1,12 @@
 """--exclude leaves images out and relabels them, moves none to another split, and touches no file."""
 
+import os
+
 import numpy as np
 import pytest
 from support import write_images
 
+from finetune.audit import fix_list
 from finetune.config.settings import Images
 from finetune.data import readers
 from finetune.errors import UserError
@@ -76,7 +79,16 @@ def test_a_mistake_in_the_list_is_named(folder, rows, message):
 
 
 def test_a_list_that_is_missing_or_no_text_is_named(folder, tmp_path):
-    (tmp_path / "list.bin").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "list.bin").write_bytes(b'"open')
     for name in ("none.csv", "list.bin"):
         with pytest.raises(UserError, match=f"--exclude .*{name} cannot be read as CSV"):
             readers.read(Images(data=str(folder), exclude=tmp_path / name), 3, seed=0)
+
+
+def test_a_name_that_is_not_utf_8_goes_through_the_list(folder, tmp_path):
+    name = os.fsdecode(b"\xff.jpg")
+    (folder / "red" / "00.jpg").rename(folder / "red" / name)
+    fix_list.write(tmp_path / "list.csv", [fix_list.Fix(f"red/{name}", "remove", "red", "", "a test")])
+    found = readers.read(Images(data=str(folder), exclude=tmp_path / "list.csv"), 3, seed=0)
+    assert found.excluded == 1
+    assert not any(name in path for split in found.splits.values() for path in split.items)

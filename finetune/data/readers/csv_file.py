@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 from finetune.config.settings import Images
@@ -25,7 +24,9 @@ def read(images: Images, in_channels: int, seed: int) -> ImageSet:
     `UserError` for missing columns, values or files, unknown splits or labels, and images that do not decode.
     """
     file = files.expanded(images.data)
-    rows = _rows(file)
+    rows = files.read_csv(file, ("path", "label"), str(file))
+    if not rows:
+        raise UserError(f"{file} has no rows: each image needs one, with its path and label.")
     if partial := sum(not (row["path"] and row["label"]) for row in rows):
         raise UserError(f"{file}: {partial} of {len(rows)} rows have no path or no label.")
     without = sum(not row.get("split") for row in rows)
@@ -53,30 +54,6 @@ def read(images: Images, in_channels: int, seed: int) -> ImageSet:
         split.items.append(str(file.parent / row["path"]))
         split.labels.append(label_of[row["label"]])
     return ImageSet(classes, with_validation(splits, classes, images.val_fraction, seed), bad)
-
-
-def _rows(file: Path) -> list[dict[str, str]]:
-    """The rows under the header, each with a cell for every column. Raises `UserError`, with the line, for others."""
-    try:
-        files.check_regular(file)
-        with file.open(newline="", encoding="utf-8-sig") as lines:
-            table = csv.reader(lines, strict=True)
-            columns = next(table, [])
-            if not {"path", "label"} <= set(columns) or len(set(columns)) < len(columns):
-                needed = "the columns path and label (and split, if you have splits), each once"
-                raise UserError(f"{file} needs a first line with {needed}.")
-            rows = []
-            for cells in table:
-                if cells and len(cells) != len(columns):  # an empty line is none
-                    raise UserError(
-                        f"{file}, line {table.line_num}: {len(cells)} cells in the row, {len(columns)} in the header. "
-                        f"Quote a cell that has a comma in it."
-                    )
-                if cells:
-                    rows.append(dict(zip(columns, cells, strict=True)))
-            return rows
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file} cannot be read as CSV in UTF-8: {error}") from error
 
 
 def _is_there(path: Path) -> bool:
