@@ -106,6 +106,8 @@ def form_of(options: Options) -> Form:
         raise UserError("--half is for the other formats, not executorch.")
     if options.int8 and options.opset < OPSETS_OF_INT8:
         raise UserError(f"--opset {options.opset}: --int8 needs {OPSETS_OF_INT8} or more, for a scale per channel.")
+    if options.format == "openvino" and options.output and options.output.suffix != ".xml":
+        raise UserError(f"--output {options.output}: name an .xml file. The weights go into a .bin file beside it.")
     precision = "int8" if options.int8 else "float16" if options.half else "float32"
     return Form(options.format, precision, options.opset)
 

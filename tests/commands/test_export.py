@@ -66,7 +66,7 @@ def test_an_export_that_differs_too_much_is_an_error_and_leaves_no_file(trained,
     assert not (trained / "fast" / "export").exists()
 
 
-# ---- int8 ------------------------------------------------------------------------------------------------------------
+# ---- options ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("flags", "problem"),
     [
@@ -74,6 +74,7 @@ def test_an_export_that_differs_too_much_is_an_error_and_leaves_no_file(trained,
         (("--format", "openvino", "--int8"), "--int8 is for --format onnx"),
         (("--format", "executorch", "--half"), "--half is for the other formats"),
         (("--format", "onnx", "--int8", "--opset", "12"), "--int8 needs 13 or more"),
+        (("--format", "openvino", "--output", "model"), "name an .xml file"),
         (("--format", "onnx", "--int8", "--calibration-images", "0"), "at least 1"),
         (("--format", "onnx", "--int8", "--tolerance", "nan"), "at least 0"),
     ],
