@@ -34,7 +34,10 @@ def test_an_unknown_name_gets_the_nearest_ones_or_all():
         ),
         (RuntimeError("I/O error: Input/output error (os error 5)"), "a disk or its server failed"),
         (OSError(errno.EMFILE, "Too many open files"), "too many open files. Raise the limit (ulimit -n 4096)"),
-        (PermissionError(errno.EACCES, "Permission denied", "/x"), "/x: Permission denied. Give the user"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/x"),
+            "/x cannot be used: Permission denied. Check its owner",
+        ),
         (
             RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
             "DataLoader worker (pid 7) is killed by signal: Killed. Perhaps the machine's memory ran out: lower",

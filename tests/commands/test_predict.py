@@ -162,7 +162,7 @@ def test_heat_maps_go_into_an_empty_folder_only(trained, call, image_folder, tmp
     cases = [
         ((tmp_path / "full",), "is not empty"),
         ((tmp_path / "full" / "file",), "is a file"),
-        ((tmp_path / "full" / "file" / "in",), "cannot be made"),
+        ((tmp_path / "full" / "file" / "in",), "there is no folder"),
         ((tmp_path / "new", "--tta"), "leave out --tta"),
     ]
     before = sorted(tmp_path.rglob("*"))

@@ -136,11 +136,12 @@ def test_too_little_room_means_a_plain_run_that_says_so(train, capsys):
     assert not (output.parent / "cache").exists()
 
 
-def test_a_folder_that_cannot_be_written_means_a_plain_run(train, tmp_path):
+def test_a_cache_folder_that_cannot_be_made_is_named_before_anything_is_written(train, tmp_path, capsys):
     (tmp_path / "cache").write_text("a file")
     code, output = train("--cache-dir", str(tmp_path / "cache" / "inside"))
-    assert code == 0
-    assert len(metrics(output)) == 2
+    assert code == 2
+    assert "inside cannot be read, written or made. Name another, or leave it out." in capsys.readouterr().err
+    assert not output.exists()
 
 
 @pytest.mark.parametrize(
