@@ -85,6 +85,9 @@ READ = {  # options that name what is read
     "push": lambda place, path: ["push", path, "me/model", "--dry-run", "x"],
     "demo": lambda place, path: ["demo", path, "--port", "0"],
     "cache --cache-dir": lambda place, path: ["cache", "--cache-dir", path],
+    "check": lambda place, path: ["check", path],
+    "check --exclude": lambda place, path: ["check", place.photos, "--exclude", path],
+    "--exclude": lambda place, path: train("--data", place.photos, "--exclude", path),
 }
 WRITTEN = {  # options that name what is written
     "--output": lambda place, path: train("--data", place.photos, "--output", path),
@@ -94,6 +97,8 @@ WRITTEN = {  # options that name what is written
     "compare --picture": lambda place, path: ["compare", place.run, place.run, "--picture", path],
     "report --output": lambda place, path: ["report", place.run, "--output", path],
     "export --output": lambda place, path: ["export", place.run, "--format", "state-dict", "--output", path],
+    "check --html": lambda place, path: ["check", place.photos, "--html", path],
+    "check --fix-list": lambda place, path: ["check", place.photos, "--fix-list", path],
     "push --dry-run": lambda place, path: ["push", place.run, "me/model", "--dry-run", path],
     "--data-root": lambda place, path: train("--data", "cifar10", "--data-root", path),
     "--cache-dir": lambda place, path: train("--data", place.photos, "--cache-dir", path),

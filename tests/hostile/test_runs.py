@@ -17,6 +17,7 @@ COMMANDS = {
     "plot": lambda place: ["plot", "run"],
     "compare": lambda place: ["compare", "run", place.run],
     "report": lambda place: ["report", "run", "--output", "r.html"],
+    "check": lambda place: ["check", "run"],
 }
 CASES = []
 for name, command in COMMANDS.items():
