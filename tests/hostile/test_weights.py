@@ -58,7 +58,6 @@ CASES = [
     weights_case("of booleans", every(lambda value: value > 0)),
     weights_case("of complex numbers", every(lambda value: value.to(torch.complex64))),
     weights_case("that are sparse", every(lambda value: value.to_sparse() if value.ndim else value)),
-    weights_case("that are sparse rows", every(lambda value: value.to_sparse_csr() if value.ndim == 2 else value)),
     weights_case("that are quantised", every(quantised)),
     weights_case("on the meta device", every(lambda value: value.to("meta"))),
     weights_case("of float8", every(lambda value: value.to(torch.float8_e5m2))),
