@@ -15,7 +15,7 @@ from finetune.reporting import run_folder
 from finetune.reporting.trackers import Tracker
 from finetune.runtime import devices
 from finetune.training import lr_find, resume
-from finetune.training.checkpoint import Found
+from finetune.training.saved_checkpoints import Found
 
 
 def begin(

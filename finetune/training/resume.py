@@ -12,9 +12,9 @@ from torch import Tensor
 from finetune.errors import UserError
 from finetune.models.network import Network
 from finetune.runtime import devices, files
-from finetune.training import checkpoint
-from finetune.training.checkpoint import Found
+from finetune.training import saved_checkpoints
 from finetune.training.param_groups import parameter_groups
+from finetune.training.saved_checkpoints import Found
 
 # Settings that may change when a run is resumed. Any other changes what is trained.
 MAY_CHANGE = {
@@ -36,7 +36,7 @@ def find(output: Path, config: dict[str, Any], accelerator: Accelerator) -> Foun
     """
 
     def verified() -> Found | None:
-        found = checkpoint.find(output / "checkpoints")
+        found = saved_checkpoints.find(output / "checkpoints")
         changes(found.settings if found else files.read_json(output / "config.json"), config)
         if found is None and (output / "summary.json").exists():
             raise UserError(

@@ -3,7 +3,7 @@
 import pytest
 from support import metrics
 
-from finetune.training import checkpoint
+from finetune.training import saved_checkpoints
 
 SMALL = ("--recipe", "finetune", "--epochs", "3", "--cache-gb", "0")
 LONG = ("--recipe", "finetune", "--epochs", "500", "--cache-gb", "0")
@@ -19,7 +19,7 @@ def error_of(run) -> str:
 
 def assert_resumes(start, run, *flags: str) -> None:
     """Assert that the last checkpoint is whole, and that the run goes on from it for an epoch."""
-    found = checkpoint.find(run.output / "checkpoints")
+    found = saved_checkpoints.find(run.output / "checkpoints")
     assert found is not None
     assert not found.damaged
     epochs = str(found.state["epoch"] + 1)

@@ -36,7 +36,7 @@ from finetune.data.decode import load
 from finetune.errors import UserError
 from finetune.models import metadata, weights
 from finetune.runtime import files
-from finetune.training import checkpoint
+from finetune.training import saved_checkpoints
 
 LONG = int(os.environ.get("FUZZ_EXAMPLES", 0))  # of each kind
 EXAMPLES = LONG or 10
@@ -128,13 +128,13 @@ def read_state(path: Path) -> None:
     (folder / "state.json").write_bytes(path.read_bytes())
     (folder / files.SUMS).unlink(missing_ok=True)
     files.write_sums(folder, {})
-    checkpoint.find(folder.parent)
+    saved_checkpoints.find(folder.parent)
 
 
 def state_json() -> bytes:
     state = {"epoch": 0, "step": 2, "history": [], "best": None, "epochs": 3, "accumulate": 1, "tracker": ""}
     state |= {"run_clock": 1.0, "epoch_clock": 1.0}
-    content = {"format": checkpoint.FORMAT, "state": state, "sums": [[1.0, 2.0, 3.0]], "rates": [0.1]}
+    content = {"format": saved_checkpoints.FORMAT, "state": state, "sums": [[1.0, 2.0, 3.0]], "rates": [0.1]}
     content |= {"settings": {"epochs": 3, "versions": {}, "threads": 1, "image_sizes": ""}}
     return json.dumps(content | {"preprocess": json.loads(model_json())["preprocess"]}).encode()
 

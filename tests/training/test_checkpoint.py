@@ -23,7 +23,7 @@ from finetune.models.architectures import Preprocess
 from finetune.models.metadata import Metadata
 from finetune.models.network import Network
 from finetune.runtime import files
-from finetune.training import checkpoint, ema
+from finetune.training import checkpoint, ema, saved_checkpoints
 from finetune.training.state import State
 
 PREPROCESS = Preprocess(9, 8, "bilinear", (0.5,), (0.5,))
@@ -84,7 +84,7 @@ def tensors_of(network: Network, optimizer: torch.optim.Optimizer) -> list[torch
 
 def test_nothing_that_was_loaded_depends_on_the_files(parts, two):
     network, optimizer, make = parts
-    found = checkpoint.find(two)
+    found = saved_checkpoints.find(two)
     checkpoints = make(two)
     checkpoints.load(found)
     held = [*tensors_of(network, optimizer), *checkpoints.best.values()]
@@ -98,7 +98,7 @@ def test_nothing_that_was_loaded_depends_on_the_files(parts, two):
 
 def test_everything_comes_back_as_it_was(parts, two):
     network, optimizer, make = parts
-    found = checkpoint.find(two)
+    found = saved_checkpoints.find(two)
     assert (found.folder.name, found.state["step"], found.damaged) == ("0000-00000010", 10, {})
     assert (found.settings, found.preprocess) == (SETTINGS, PREPROCESS)
     names = [*network.model.state_dict(), *network.average.state_dict()]
@@ -117,7 +117,7 @@ def test_everything_comes_back_as_it_was(parts, two):
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_sums_of_another_number_of_processes_are_taken_over_by_the_main_one(parts, two, processes):
     *_, make = parts
-    found, sums = checkpoint.find(two), []
+    found, sums = saved_checkpoints.find(two), []
     found.saved["sums"] = [[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]]
     for rank in range(processes):
         checkpoints = make(two)
@@ -197,24 +197,24 @@ def test_damage_to_any_file_is_named_and_the_checkpoint_before_is_used(two, name
         (newest / name).unlink(missing_ok=True)
         if content is not None:
             (newest / name).write_bytes(content)
-        found = checkpoint.find(two)
+        found = saved_checkpoints.find(two)
         assert found.folder.name == "0000-00000005", f"{name}: {content}"
         assert list(found.damaged) == [newest]
         seen += 1
     assert seen >= 42
     (newest / name).write_bytes(whole)
-    assert checkpoint.find(two).folder == newest
+    assert saved_checkpoints.find(two).folder == newest
     (newest / "stranger").touch()
-    assert checkpoint.find(two).damaged == {newest: "stranger is not in SHA256SUMS"}
+    assert saved_checkpoints.find(two).damaged == {newest: "stranger is not in SHA256SUMS"}
 
 
 def test_checkpoints_of_which_none_is_whole_are_refused_by_name(two):
     for path in two.iterdir():
         (path / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"0000-00000010: model.safetensors is missing; 0000-00000005: model"):
-        checkpoint.find(two)
+        saved_checkpoints.find(two)
     shutil.rmtree(two)
-    assert checkpoint.find(two) is None
+    assert saved_checkpoints.find(two) is None
 
 
 @pytest.mark.parametrize(("number", "age"), [(1, "an older"), (99, "a newer")])
@@ -225,7 +225,7 @@ def test_a_checkpoint_of_another_format_is_refused(parts, tmp_path, monkeypatch,
         make(tmp_path).save(state_at(1))
     message = f"was written by {age} version of this project .format {number}; this one reads 3.. Resume the run with"
     with pytest.raises(UserError, match=message):
-        checkpoint.find(tmp_path)
+        saved_checkpoints.find(tmp_path)
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
@@ -242,14 +242,14 @@ def test_what_an_interruption_left_is_no_checkpoint_and_is_deleted(two, parts):
     for path in (half, deleting):
         path.mkdir()
         (path / "model.safetensors").write_bytes(b"half")
-    found = checkpoint.find(two)
+    found = saved_checkpoints.find(two)
     assert found.folder.name == "0000-00000010"
     checkpoints = make(two)
     checkpoints.load(found)
     assert not list(two.glob(".*"))
     half.mkdir()
     checkpoints.save(state_at(15))
-    assert checkpoint.find(two).folder.name == "0000-00000015"
+    assert saved_checkpoints.find(two).folder.name == "0000-00000015"
     assert not list(two.glob(".*"))
 
 
@@ -281,13 +281,13 @@ def test_a_full_disk_ends_the_run_with_one_message_and_the_last_checkpoint_whole
     error = capsys.readouterr().err
     assert "cannot be written" in error or "the disk is full" in error
     assert "Traceback" not in error
-    newest = checkpoint.find(output / "checkpoints")
+    newest = saved_checkpoints.find(output / "checkpoints")
     assert newest.damaged == {}
     assert newest.state["epoch"] >= 1
     fill(small_disk / "other")
     code, _ = train(*flags, "--epochs", str(newest.state["epoch"] + 1), "--resume")
     assert code == 2, "still full"
-    assert checkpoint.find(output / "checkpoints").folder == newest.folder
+    assert saved_checkpoints.find(output / "checkpoints").folder == newest.folder
     subprocess.run(["mount", "-o", "remount,size=30m", str(small_disk)], check=True)
     code, _ = train(*flags, "--epochs", str(newest.state["epoch"] + 1), "--resume")
     assert code == 0
