@@ -47,6 +47,7 @@ def test_a_checkpoint_that_falls_due_in_evaluation_is_written_after_the_next_ste
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_each_signal_asks_to_stop_and_is_named(make, number):
+    signal.signal(number, signal.SIG_DFL)  # the tests may run under nohup
     interrupts = make(*NEVER)
     interrupts.raise_if_stopped()
     os.kill(os.getpid(), number)
