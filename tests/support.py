@@ -108,6 +108,7 @@ class Started:
                 **{"LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
             }
         reset_accelerate()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
         code = 1
         try:
             if self.prepare:
