@@ -67,6 +67,8 @@ def main(arguments: list[str]) -> int:
         imageset = read(images, seed)
     top = exclusions.root(images.data) if files.expanded(images.data).exists() else None
     data = collection.collect(imageset, top)
+    if fix_list and images.exclude and not data.are_files:
+        raise UserError("--fix-list: images that are no files are named by their number, which --exclude changes.")
     found = findings.find(data)
     if top is not None and top.is_dir() and files.expanded(images.data).is_dir() and data.are_files:
         found += [findings.Finding("leftover", f"{path} {what}", path=path) for path, what in tree.leftovers(top)]

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 
+import numpy as np
 import pytest
 from PIL import Image
 from support import write_images
@@ -83,6 +84,20 @@ def test_a_runs_held_out_predictions_name_likely_label_errors(trained, image_fol
     rows = [row for row in csv.DictReader((tmp_path / "fixes.csv").open()) if row["action"] == "relabel"]
     assert [[row["path"]] for row in rows] == labels
     assert all(row["path"].startswith("val/") and row["label"] != row["new_label"] for row in rows)
+
+
+def test_a_list_of_arrays_is_made_of_all_of_them_only(tmp_path, capsys):
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 40, 40), np.uint8)
+    arrays = {"x_train": pixels, "y_train": np.arange(8) % 2, "x_val": pixels[:4], "y_val": np.arange(4) % 2}
+    np.savez(tmp_path / "a.npz", **arrays)
+    check(tmp_path / "a.npz", "--fix-list", tmp_path / "fixes.csv")
+    rows = list(csv.DictReader((tmp_path / "fixes.csv").open()))
+    assert [row["path"] for row in rows] == [f"train/#{k}" for k in range(4)], "each has a copy in val"
+    again = (tmp_path / "a.npz", "--exclude", tmp_path / "fixes.csv")
+    check(*again, "--fix-list", tmp_path / "more.csv", code=2)
+    assert "named by their number" in capsys.readouterr().err
+    check(*again)
+    assert "4 images" in capsys.readouterr().out
 
 
 def test_the_built_in_images_can_be_checked(capsys):
