@@ -51,11 +51,9 @@ def _more(wanted: bool) -> str:
 
 def _leaked(data: collection.Collection, found: list[findings.Finding], split: str) -> list[int]:
     """Positions in a split of images that have a copy in the training split."""
-    start = data.splits.index(split)
-    return sorted(
-        {
-            second - start
-            for first, second in (finding.images for finding in found if finding.kind == "leak")
-            if (data.splits[first], data.splits[second]) == ("train", split)
-        }
-    )
+    leaks = (finding.images for finding in found if finding.kind == "leak")
+    direct = {second for first, second in leaks if (data.splits[first], data.splits[second]) == ("train", split)}
+    # Of images of the same content, only the first is paired with near copies.
+    contents = {data.facts["digest"][k].tobytes() for k in direct}
+    start, count = data.splits.index(split), data.splits.count(split)
+    return [k for k in range(count) if data.facts["digest"][start + k].tobytes() in contents]

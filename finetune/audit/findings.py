@@ -67,10 +67,15 @@ class Finding:
 
 def find(data: Collection) -> list[Finding]:
     """All findings but label errors and leftovers, in the order of KINDS."""
-    pairs = copies(data.facts)
-    found = [*_copies(data, pairs), *_quality(data), *_files(data), *_classes(data)]
+    found = [*_copies(data, copies(data.facts)), *_quality(data), *_files(data), *_classes(data)]
     found += [Finding("undecodable", f"{path}: {why}", path=path) for path, why in data.bad.items()]
-    return sorted(found, key=lambda finding: list(KINDS).index(finding.kind))  # a stable sort
+    return ordered(found)
+
+
+def ordered(found: list[Finding]) -> list[Finding]:
+    """The findings in the order of KINDS; those of a kind stay as they are."""
+    place = {kind: k for k, kind in enumerate(KINDS)}
+    return sorted(found, key=lambda finding: place[finding.kind])
 
 
 def summary(data: Collection) -> dict[str, str]:

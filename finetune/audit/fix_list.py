@@ -38,8 +38,7 @@ def propose(data: Collection, findings: list[Finding], errors: list[LabelError],
             fixes.setdefault(fix.path, fix)
     for error in errors:
         name = data.names[names[error.name]]
-        reason = f"the model gives '{error.label}' {error.confidence:.3f}, and more to '{error.predicted}'"
-        fixes.setdefault(name, Fix(name, "relabel", error.label, error.predicted, reason))
+        fixes.setdefault(name, Fix(name, "relabel", error.label, error.predicted, error.reason))
     return list(fixes.values())
 
 

@@ -27,6 +27,11 @@ class LabelError:
     confidence: float
     """The probability of the given label, by a model that was not trained on the image."""
 
+    @property
+    def reason(self) -> str:
+        """Why it is likely wrong, in words."""
+        return f"the model gives '{self.label}' {self.confidence:.3f}, and more to '{self.predicted}'"
+
 
 def find(scored: Scored, classes: list[str]) -> list[LabelError]:
     """The images of held-out predictions that are likely labelled wrong, the most likely first.

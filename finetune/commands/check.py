@@ -17,8 +17,6 @@ from finetune.errors import UserError
 from finetune.runtime import files
 
 if TYPE_CHECKING:
-    from finetune.audit.collection import Collection
-    from finetune.audit.findings import Finding
     from finetune.audit.label_errors import LabelError
     from finetune.data.types import ImageSet
 
@@ -70,11 +68,13 @@ def main(arguments: list[str]) -> int:
     if fix_list and images.exclude and not data.are_files:
         raise UserError("--fix-list: images that are no files are named by their number, which --exclude changes.")
     found = findings.find(data)
-    if top is not None and top.is_dir() and files.expanded(images.data).is_dir() and data.are_files:
+    if data.are_files and files.expanded(images.data).is_dir():
         found += [findings.Finding("leftover", f"{path} {what}", path=path) for path, what in tree.leftovers(top)]
     position = {name: k for k, name in enumerate(data.items if data.are_files else data.names)}
-    found += [label_finding(data, position[error.name], error) for error in errors]
-    found.sort(key=lambda finding: list(findings.KINDS).index(finding.kind))
+    for error in errors:
+        k = position[error.name]
+        found.append(findings.Finding("label", f"{data.describe(k)}: {error.reason}", (k,)))
+    found = findings.ordered(found)
     source = images.data if not errors else f"{images.data}, with the predictions of {folder}"
     summary = findings.summary(data)
     if options.json:
@@ -124,11 +124,3 @@ def of_run(folder: Path, options: Options) -> tuple[Images, int, ImageSet, list[
         print(f"No likely label errors: {error}", file=sys.stderr)
         errors = []
     return images, found.recipe.run.seed, imageset, errors
-
-
-def label_finding(data: Collection, k: int, error: LabelError) -> Finding:
-    """A label error as a finding."""
-    from finetune.audit.findings import Finding
-
-    why = f"the model gives '{error.label}' {error.confidence:.3f}, and more to '{error.predicted}'"
-    return Finding("label", f"{data.describe(k)}: {why}", (k,))

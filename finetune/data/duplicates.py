@@ -22,6 +22,8 @@ CORRELATION = 0.98
 UNIFORM = 5.0  # grey levels of standard deviation; the hash of an image with less is that of its noise
 PARTS = ((0, 13), (13, 13), (26, 13), (39, 13), (52, 12))  # first bit and number of bits
 MOST = 1 << 22  # candidates compared at once, which bounds memory
+CHUNK = 1 << 16  # pairs whose thumbnails are compared at once
+MOST_COPIES = 1_000_000  # pairs of near copies: where more are found, as among a film's frames, the search ends
 
 
 class Copy(NamedTuple):
@@ -46,13 +48,14 @@ def copies(facts: np.ndarray) -> list[Copy]:
     kept = np.sort(firsts)
     kept = kept[facts["contrast"][kept] >= UNIFORM]
     hashes, thumbnails = facts["hashes"][kept], facts["thumbnail"][kept]
-    seen: set[tuple[int, int]] = set()
+    near: dict[tuple[int, int], int] = {}  # rows of a pair, and how the second is turned
     for turn, first, second in _near(hashes):
-        for i, j in zip(first.tolist(), second.tolist(), strict=True):
-            if (i, j) not in seen and _correlation(_turned(thumbnails[i], turn), thumbnails[j]) >= CORRELATION:
-                seen.add((i, j))
-                found.append(Copy(int(kept[i]), int(kept[j]), turn, False))
-    return sorted(found)
+        alike = _correlations(_turned(thumbnails[first], turn), thumbnails[second]) >= CORRELATION
+        for pair in zip(kept[first[alike]].tolist(), kept[second[alike]].tolist(), strict=True):
+            near.setdefault(pair, turn)
+        if len(near) >= MOST_COPIES:
+            break
+    return sorted(found + [Copy(*pair, turn, False) for pair, turn in near.items()])
 
 
 def _near(hashes: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
@@ -80,21 +83,25 @@ def _near(hashes: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
                 second = order[begin[first] + within]
                 near = first < second
                 first, second = first[near], second[near]
-                near = np.bitwise_count(hashes[first, turn] ^ hashes[second, 0]) <= DISTANCE
-                yield turn, first[near], second[near]
+                near = np.flatnonzero(np.bitwise_count(hashes[first, turn] ^ hashes[second, 0]) <= DISTANCE)
+                for part in range(0, len(near), CHUNK):
+                    chosen = near[part : part + CHUNK]
+                    yield turn, first[chosen], second[chosen]
                 start = stop
 
 
-def _turned(thumbnail: np.ndarray, turn: int) -> np.ndarray:
-    """A thumbnail, (H, W), turned as Pillow turns an image."""
+def _turned(thumbnails: np.ndarray, turn: int) -> np.ndarray:
+    """Thumbnails, (N, H, W), turned as Pillow turns an image."""
+    swapped = thumbnails.swapaxes(1, 2)
     return (
-        thumbnail, thumbnail[:, ::-1], thumbnail[::-1], thumbnail[::-1, ::-1],
-        thumbnail.T, np.rot90(thumbnail), np.rot90(thumbnail, 3), np.rot90(thumbnail, 2).T,
+        thumbnails, thumbnails[:, :, ::-1], thumbnails[:, ::-1], thumbnails[:, ::-1, ::-1],
+        swapped, swapped[:, ::-1], swapped[:, :, ::-1], swapped[:, ::-1, ::-1],
     )[turn]  # fmt: skip
 
 
-def _correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Pearson's correlation of two thumbnails; 0 where one of them is uniform."""
-    a, b = (thumbnail.astype(np.float64).ravel() - thumbnail.mean() for thumbnail in (first, second))
-    norm = np.sqrt((a @ a) * (b @ b))
-    return float(a @ b / norm) if norm else 0.0
+def _correlations(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Pearson's correlation of each pair of thumbnails, both (N, H, W): (N,). 0 where one of a pair is uniform."""
+    a, b = (part.reshape(len(part), 256).astype(np.float32) for part in (first, second))
+    a, b = (part - part.mean(1, keepdims=True) for part in (a, b))
+    norms = np.sqrt((a * a).sum(1) * (b * b).sum(1))
+    return (a * b).sum(1) / np.where(norms > 0, norms, 1)

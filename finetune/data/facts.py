@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-from finetune.data.image_files import open_image, to_8_bits
+from finetune.data.image_files import open_image, to_mode
 from finetune.runtime import files
 
 SIDE = 128  # pixels of the longer side of the grey copy that brightness and sharpness are measured on
@@ -27,7 +27,7 @@ TURNS = (
 )
 TURN_NAMES = ("", "mirrored", "upside down, mirrored", "turned by 180°", "turned, mirrored", "turned by 90°",
               "turned by 270°", "turned, mirrored")  # fmt: skip
-VERSION = 2  # of FACTS: what other versions remembered is measured again
+VERSION = 3  # of FACTS: what other versions remembered is measured again
 FACTS = np.dtype(
     [
         ("format", "S8"),  # by its content, as Pillow names it
@@ -61,7 +61,6 @@ def of_file(path: str) -> np.ndarray:
         found["frames"] = getattr(image, "n_frames", 1)
         # A JPEG is decoded in grey at a fraction of its size: all its bytes are read, most of the arithmetic is saved.
         image.draft("L", (SIDE, SIDE))
-        image.load()
         return _measured(found, image, content)
 
 
@@ -77,32 +76,20 @@ def _measured(found: np.ndarray, image: Image.Image, content: bytes) -> np.ndarr
     """Fill in what is measured on the pixels, and the digest."""
     import imagehash  # late: known files need it not
 
-    grey = _grey(image)
+    grey = to_mode(image, "L")  # as training decodes it, upright
     small = grey.resize((32, 32), Image.Resampling.LANCZOS)
-    if turn := {2: 1, 3: 3, 4: 2, 5: 4, 6: 6, 7: 7, 8: 5}.get(int(found["orientation"])):
-        small = small.transpose(TURNS[turn])
     for k, turn in enumerate(TURNS):
         bits = imagehash.phash(small if turn is None else small.transpose(turn)).hash
         found["hashes"][k] = int.from_bytes(np.packbits(bits).tobytes(), "big")
     found["thumbnail"] = np.asarray(small.resize((16, 16), Image.Resampling.BOX))
     found["digest"] = np.frombuffer(blake2b(content, digest_size=16).digest(), "u8")
+    grey = grey.copy()  # it may be the given image
     grey.thumbnail((SIDE, SIDE), Image.Resampling.BILINEAR)
     pixels = np.asarray(grey, dtype=np.float32)  # (H, W)
     found["darkest"], found["lightest"] = np.percentile(pixels, (5, 95))
     found["contrast"] = pixels.std()
     found["sharpness"] = _sharpness(pixels)
     return found
-
-
-def _grey(image: Image.Image) -> Image.Image:
-    """A copy in grey of 8 bits; what is transparent lies on white."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        coloured = image.convert("RGBA")
-        white = Image.new("RGBA", coloured.size, "white")
-        return Image.alpha_composite(white, coloured).convert("L")
-    if image.mode[0] in "IF":
-        image = to_8_bits(image)
-    return image.copy() if image.mode == "L" else image.convert("RGB").convert("L")
 
 
 def _orientation(image: Image.Image) -> int:

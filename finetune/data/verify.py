@@ -52,10 +52,11 @@ def check(paths: list[str], skip_bad_images: bool, excluded: Collection[str] = (
     `excluded`.
     """
     bad = undecodable(paths)
-    if bad and not skip_bad_images and not all(exclusions.absolute(path) in excluded for path in bad):
-        shown = "\n".join(f"  {path}: {why}" for path, why in list(bad.items())[:5])
-        more = f"\n  and {len(bad) - 5} more" if len(bad) > 5 else ""
-        many = "1 image does not decode" if len(bad) == 1 else f"{len(bad)} images do not decode"
+    unknown = [f"  {path}: {why}" for path, why in bad.items() if exclusions.absolute(path) not in excluded]
+    if unknown and not skip_bad_images:
+        shown = "\n".join(unknown[:5])
+        more = f"\n  and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        many = "1 image does not decode" if len(unknown) == 1 else f"{len(unknown)} images do not decode"
         raise UserError(f"{many}:\n{shown}{more}\nFix or delete them, or train without: --skip-bad-images")
     return bad
 

@@ -149,6 +149,12 @@ def test_arrays_are_looked_at_too(tmp_path):
     assert ("train/#2", "test/#1") in leaks
 
 
+def test_a_copy_of_a_leaked_image_leaks_too(folder):
+    Image.open(folder / "train" / "cat" / "1.png").save(folder / "val" / "cat" / "leak.jpg")
+    shutil.copy(folder / "val" / "cat" / "leak.jpg", folder / "val" / "dog" / "again.jpg")
+    assert brief(read(folder)).leaked == {"val": [2, 5]}
+
+
 def test_a_run_is_told_in_three_lines(folder):
     assert list(brief(read(folder)).lines) == ["balance", "quality", "leaks"]
     assert brief(read(folder)).leaked == {"val": []}

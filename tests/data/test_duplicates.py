@@ -52,6 +52,14 @@ def test_files_of_the_same_content_are_paired_with_the_first():
     assert [(pair.first, pair.second, pair.exact) for pair in found] == [(0, 2, True), (0, 4, True)]
 
 
+def test_the_search_ends_where_there_are_too_many_copies(monkeypatch):
+    monkeypatch.setattr(duplicates, "MOST_COPIES", 10)
+    monkeypatch.setattr(duplicates, "CHUNK", 4)
+    frames = [compressed(picture(0), quality) for quality in range(60, 90)]
+    found = duplicates.copies(np.stack([facts.of_image(frame) for frame in frames]))
+    assert 10 <= len(found) < 14, "of 435 pairs"
+
+
 def test_uniform_images_of_different_content_are_no_copies():
     noise = np.random.default_rng(0).integers(0, 2, (20, 40, 40, 3), dtype=np.uint8)
     found = duplicates.copies(np.stack([facts.of_image(Image.fromarray(100 + one)) for one in noise]))

@@ -63,6 +63,6 @@ def test_odd_kinds_of_images_have_facts(tmp_path):
     }
     seen = {name: facts.of_image(image) for name, image in kinds.items()}
     assert len(seen) == 6
-    assert seen["alpha"]["darkest"] == 255, "what is transparent is white"
+    assert seen["alpha"]["darkest"] == 76, "transparency is dropped, as in training: this is red"
     assert seen["deep"]["darkest"] == pytest.approx(233, abs=1)
     assert seen["pixel"]["sharpness"] == 0
