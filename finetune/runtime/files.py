@@ -24,11 +24,9 @@ if TYPE_CHECKING:
 SUMS = "SHA256SUMS"
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # of a file system without locks, such as some of NFS
 LARGEST_SUMS = 2**20  # bytes of SHA256SUMS: a checkpoint has a handful of files
+LARGEST_TEXT = 64 * 2**20  # bytes of a JSON file; a million classes fit
 UMASK = os.umask(0)  # reading it sets it
 os.umask(UMASK)
-
-
-LARGEST_TEXT = 64 * 2**20  # bytes of a JSON file or a list of checksums; a million classes fit
 
 
 def cache_folder() -> Path:

@@ -60,7 +60,6 @@ def render(reports: list[Report], options: dict[str, Any]) -> str:
         "short": "{:g}".format,
     }
     script = (TEMPLATES / "page.js").read_text()
-    # The browser runs this script alone, and loads nothing: a second line of defence behind the escaping.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("page.html").render(
         reports=reports,
