@@ -15,7 +15,7 @@ from accelerate import Accelerator, debug_launcher
 from safetensors.torch import load_file
 from support import STATEFUL, assert_same, metrics, no_pictures, reset_accelerate, wait_for, write_images
 
-from finetune.training import checkpoint, evaluation, resume
+from finetune.training import checkpoint, evaluation, resume, saved_checkpoints
 
 
 @pytest.fixture(autouse=True)
@@ -196,7 +196,7 @@ def fail_to_find(output):
         (Unpicklable(why="denied"), Unpicklable if accelerator.is_main_process else RuntimeError),
     ):
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(checkpoint, "find", lambda _, error=error: (_ for _ in ()).throw(error))
+            patched.setattr(saved_checkpoints, "find", lambda _, error=error: (_ for _ in ()).throw(error))
             with pytest.raises(expected, match="denied"):
                 resume.find(output, {}, accelerator)
     (output / f"ended {accelerator.process_index}").touch()
