@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 from typing import Any
 
@@ -89,48 +90,62 @@ class Split:
         return fx.GraphModule(model, graph, "Suffix")
 
 
-def find(model: nn.Module, shape: tuple[int, ...]) -> Split | None:
-    """Split at the last point up to which everything is frozen and in evaluation mode, for images of `shape` (C, H, W).
+class Splitter:
+    """Splits a network for images of `shape` (C, H, W) in each of its phases, and traces it in evaluation mode once."""
 
-    The model must be in that phase (modes and `requires_grad`), and is left in it. None where there is no such point
-    behind the first layer with weights. Raises `UserError` where the network does not take such images.
-    """
-    modes = {module: module.training for module in model.modules()}
-    training = _trace(model)
-    modules = dict(model.named_modules())
-    model.eval()
-    try:
-        evaluation = _trace(model)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    frozen = 0
-    for one, other in zip(training.nodes, evaluation.nodes, strict=False):
-        if not _same(one, other) or not _fixed(one, model, modules) or one.op == "output":
-            break
-        frozen += 1
-    also = set(_single(evaluation, frozen))
-    points = [k for k in _single(training, frozen) if k in also]
-    nodes = list(evaluation.nodes)
-    weighted = [k for k, node in enumerate(nodes) if node.op == "call_module" and _has_weights(modules[node.target])]
-    points = [k for k in points if weighted and weighted[0] <= k]
-    if not points:
+    def __init__(self, model: nn.Module, shape: tuple[int, ...]) -> None:
+        self.model = model
+        self.shape = shape
+
+    def find(self) -> Split | None:
+        """Split at the last point up to which everything is frozen and in evaluation mode.
+
+        The model must be in that phase (modes and `requires_grad`), and is left in it. None where there is no such
+        point behind the first layer with weights. Raises `UserError` where the network does not take such images.
+        """
+        training, evaluation, modules = _trace(self.model), self._evaluation, dict(self.model.named_modules())
+        frozen = 0
+        for one, other in zip(training.nodes, evaluation.nodes, strict=False):
+            if not _same(one, other) or not _fixed(one, self.model, modules) or one.op == "output":
+                break
+            frozen += 1
+        also = set(_single(evaluation, frozen))
+        points = [k for k in _single(training, frozen) if k in also]
+        nodes = list(evaluation.nodes)
+        weighted = [
+            k for k, node in enumerate(nodes) if node.op == "call_module" and _has_weights(modules[node.target])
+        ]
+        for k in reversed([k for k in points if weighted and weighted[0] <= k]):
+            found = self._probe.shapes.get(nodes[k].name)
+            if found and found[0] == PROBE:
+                flops = [self._probe.flops[node.name] // PROBE for node in nodes]
+                path = next(reversed(nodes[k].meta.get("nn_module_stack") or [""]))
+                module = nodes[k].target if nodes[k].op == "call_module" else f"{path}.{nodes[k].name}".lstrip(".")
+                return Split(training, evaluation, k + 1, module, found[1:], sum(flops[: k + 1]), sum(flops[k + 1 :]))
         return None
-    probe = _Probe(model, evaluation)
-    held = {name: torch.empty_like(t, device="meta") for name, t in [*probe.named_parameters(), *probe.named_buffers()]}
-    try:
-        with torch.no_grad():
-            functional_call(probe, held, (torch.empty(PROBE, *shape, device="meta"),))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise wrong_size(shape[-1], error) from error
-    for k in reversed(points):
-        found = probe.shapes.get(nodes[k].name)
-        if found and found[0] == PROBE:
-            flops = [probe.flops[node.name] // PROBE for node in nodes]
-            path = next(reversed(nodes[k].meta.get("nn_module_stack") or [""]))
-            module = nodes[k].target if nodes[k].op == "call_module" else f"{path}.{nodes[k].name}".lstrip(".")
-            return Split(training, evaluation, k + 1, module, found[1:], sum(flops[: k + 1]), sum(flops[k + 1 :]))
-    return None
+
+    @cached_property
+    def _evaluation(self) -> fx.Graph:
+        modes = {module: module.training for module in self.model.modules()}
+        self.model.eval()
+        try:
+            return _trace(self.model)
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+
+    @cached_property
+    def _probe(self) -> _Probe:
+        """The evaluation graph's shapes and arithmetic."""
+        probe = _Probe(self.model, self._evaluation)
+        tensors = [*probe.named_parameters(), *probe.named_buffers()]
+        held = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
+        try:
+            with torch.no_grad():
+                functional_call(probe, held, (torch.empty(PROBE, *self.shape, device="meta"),))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise wrong_size(self.shape[-1], error) from error
+        return probe
 
 
 def digest(prefix: fx.GraphModule) -> str:
@@ -233,6 +248,11 @@ class _Probe(nn.Module):
         counter = FlopCounterMode(display=False)
 
         class Recording(fx.Interpreter):
+            def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+                if isinstance(self.fetch_attr(target), nn.BatchNorm2d):  # slow on the meta device; changes no shape
+                    return args[0]
+                return super().call_module(target, args, kwargs)
+
             def run_node(self, node: fx.Node) -> Any:
                 before = counter.get_total_flops()
                 result = super().run_node(node)

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from finetune.config.settings import Recipe
 from finetune.errors import UserError
-from finetune.features import graph_split
-from finetune.features.graph_split import Split
+from finetune.features.graph_split import Split, Splitter
 from finetune.models.network import Network
 from finetune.runtime import devices
 from finetune.training import head_solver
@@ -17,14 +16,14 @@ from finetune.training.head_solver import FOLDS, STRENGTHS, Solution
 from finetune.training.loss import class_weights
 
 
-def decide(recipe: Recipe, network: Network, images: int, free: int) -> tuple[Split | None, str]:
+def decide(recipe: Recipe, network: Network, splitter: Splitter, images: int, free: int) -> tuple[Split | None, str]:
     """The network split before its head, if the head is to be solved (`--solver`); else the reason.
 
     `images` are the training images, `free` the bytes of memory for their features. The network, which may be on the
     meta device, is left in its first phase. Raises `UserError` where `--solver lbfgs` asks for it and it cannot be.
     """
     why_not = "--solver sgd" if recipe.training.solver == "sgd" else _other_training(recipe, network)
-    split = None if why_not else _split(network)
+    split = None if why_not else _split(network, splitter)
     if not why_not and split is None:
         why_not = f"no layer of {recipe.net.model} gives the head's input alone"
     if split:
@@ -104,13 +103,13 @@ def _other_training(recipe: Recipe, network: Network) -> str:
     return "" if images.views else "augmentation is new in each epoch (--views 0)"
 
 
-def _split(network: Network) -> Split | None:
+def _split(network: Network, splitter: Splitter) -> Split | None:
     """The network in evaluation mode, split where only its head is left: behind features (d,) or a map (d, h, w)."""
-    model, head, side = network.model.eval(), network.head, network.preprocess.crop
-    model.requires_grad_(False)
+    head = network.head
+    network.model.eval().requires_grad_(False)
     head.requires_grad_(True)
     try:
-        found = graph_split.find(model, (len(network.preprocess.mean), side, side))
+        found = splitter.find()
     finally:
         network.set_phase(epoch=0)
     features, axes = (head.in_channels, 3) if isinstance(head, nn.Conv2d) else (head.in_features, 1)

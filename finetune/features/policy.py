@@ -88,10 +88,12 @@ def decide(recipe: Recipe, network: Network, loaders: dict[str, DataLoader], acc
         if accelerator.is_main_process:
             print(f"{folder} cannot be read, written or made: nothing is cached.", file=sys.stderr)
     limit = devices.from_main(accelerator, lambda: tensor_cache.limit(folder, recipe.run.cache_gb))
-    epochs = recipe.training.epochs
+    epochs, precision = recipe.training.epochs, accelerator.mixed_precision
     images = len(loaders["train"].dataset.split.whole.labels)
     free = devices.from_main(accelerator, lambda: devices.free_memory(accelerator.device))
-    split, why_no_solver = head.decide(recipe, network, images, free)
+    preprocess = network.preprocess
+    splitter = graph_split.Splitter(network.model, (len(preprocess.mean), preprocess.crop, preprocess.crop))
+    split, why_no_solver = head.decide(recipe, network, splitter, images, free)
     if split is None and network.rates[-1] is None:
         raise UserError(
             f"the head is new, and would stay random: it is neither trained nor solved ({why_no_solver}). Add head to "
@@ -99,11 +101,11 @@ def decide(recipe: Recipe, network: Network, loaders: dict[str, DataLoader], acc
         )
     solved = _solved(split, recipe, images, limit) if split else None
     if solved and (network.trains_head_alone() or not epochs):
-        phases = [_phase(range(1), recipe, network, loaders, limit, accelerator.mixed_precision, trained=False)]
+        phases = [_phase(range(1), recipe, network, splitter, loaders, limit, precision, trained=False)]
     else:
         starts = network.phase_starts(epochs)
         phases = [
-            _phase(range(start, stop), recipe, network, loaders, limit, accelerator.mixed_precision)
+            _phase(range(start, stop), recipe, network, splitter, loaders, limit, precision)
             for start, stop in zip(starts, [*starts[1:], epochs], strict=True)
         ]
     network.set_phase(epoch=0)
@@ -125,17 +127,17 @@ def _phase(
     epochs: range,
     recipe: Recipe,
     network: Network,
+    splitter: graph_split.Splitter,
     loaders: dict[str, DataLoader],
     limit: int,
     precision: str,
     trained: bool = True,
 ) -> Phase:
     """The phase of some epochs; without `trained`, one that only evaluates."""
-    sampler, images, preprocess = loaders["train"].batch_sampler, recipe.images, network.preprocess
+    sampler, images = loaders["train"].batch_sampler, recipe.images
     frozen = epochs.start < network.frozen_epochs()
     network.set_phase(epochs.start)
-    shape = (len(preprocess.mean), preprocess.crop, preprocess.crop)
-    split = graph_split.find(network.model, shape) if frozen and limit else None
+    split = splitter.find() if frozen and limit else None
     views = len({sampler.view(epoch) for epoch in epochs}) if trained else 0
     changing = "images are mixed anew in each epoch" if images.mixup or images.cutmix else ""
     changing = changing or ("" if sampler.views.number or not trained else "each epoch draws fresh augmentations")

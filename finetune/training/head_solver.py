@@ -90,8 +90,12 @@ class Problem:
         std = x.std(0).clamp_min(1e-6 * x.std())
         self.mean, self.scale = x.mean(0), (std * std.square().mean().sqrt()).sqrt()  # (features,)
         x = x.sub_(self.mean).div_(self.scale)
-        curvature, axes = torch.linalg.eigh((x.T @ x / len(x)).double())
-        kept = curvature > EIGENVALUE * curvature[-1]
+        if 2 * len(x) <= x.shape[1]:  # few rows: several times faster
+            _, roots, axes = torch.linalg.svd(x.double(), full_matrices=False)
+            curvature, axes = roots.square() / len(x), axes.T
+        else:
+            curvature, axes = torch.linalg.eigh((x.T @ x / len(x)).double())
+        kept = curvature > EIGENVALUE * curvature.max()
         self.curvature, self.axes = curvature[kept], axes[:, kept]  # (axes,), (features, axes)
         self.z = x @ self.axes.to(x)  # (V N, axes)
 

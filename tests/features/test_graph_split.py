@@ -35,7 +35,7 @@ def build(name: str, last: int | None, size: int | None = None, empty: bool = Fa
     rates = [None if depth < frozen else Rate(1.0) for depth in range(len(stages))]
     network = Network(model, preprocess, stages, rates, architectures.find(name))
     network.set_phase(0)
-    return network, graph_split.find(model, (3, size, size))
+    return network, graph_split.Splitter(model, (3, size, size)).find()
 
 
 def train(model: nn.Module, net: nn.Module, inputs: torch.Tensor) -> list[torch.Tensor]:
@@ -122,13 +122,13 @@ def test_randomness_in_training_lies_behind_the_split():
     network, split = build("efficientnet_b0", 2)
     assert split.module.startswith("features.7.")
     network.model.features[2][1].stochastic_depth.train()
-    assert graph_split.find(network.model, (3, 32, 32)).module.startswith("features.2.0.")
+    assert graph_split.Splitter(network.model, (3, 32, 32)).find().module.startswith("features.2.0.")
 
 
 def test_a_batchnorm_in_training_mode_lies_behind_the_split():
     model = build("resnet18", 1)[0].model
     model.layer2[0].bn1.train()
-    assert graph_split.find(model, (3, 32, 32)).module == "layer1.1.relu"
+    assert graph_split.Splitter(model, (3, 32, 32)).find().module == "layer1.1.relu"
 
 
 def test_the_digest_tells_weights_settings_and_modules_apart():

@@ -14,6 +14,7 @@ from torch import nn
 import finetune
 from finetune.config.settings import Net, Rate
 from finetune.features import feed, head
+from finetune.features.graph_split import Splitter
 from finetune.models import architectures, surgery
 from finetune.models.network import Network
 from finetune.reporting import records as run_records
@@ -37,7 +38,7 @@ def test_every_architecture_is_split_before_its_head(name):
     net = Net(model=name, weights="default")
     model, preprocess, stages = surgery.build(net, 3, empty=True)
     network = Network(model, preprocess, stages, [Rate(1.0)] * len(stages), architectures.find(name))
-    split = head._split(network)
+    split = head._split(network, Splitter(model, (3, preprocess.crop, preprocess.crop)))
     layer = network.head
     assert split.shape[0] == (layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features)
     assert all(parameter.requires_grad for parameter in model.parameters()), "it is left in its first phase"
