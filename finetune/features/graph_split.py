@@ -46,11 +46,6 @@ class Split:
     """Those of the suffix."""
 
     @property
-    def flops(self) -> int:
-        """Those of the whole network."""
-        return self.prefix_flops + self.suffix_flops
-
-    @property
     def values(self) -> int:
         """Numbers in one image's tensor."""
         return math.prod(self.shape)
@@ -118,11 +113,16 @@ class Splitter:
         for k in reversed([k for k in points if weighted and weighted[0] <= k]):
             found = self._probe.shapes.get(nodes[k].name)
             if found and found[0] == PROBE:
-                flops = [self._probe.flops[node.name] // PROBE for node in nodes]
+                flops = [self._probe.flops[node.name] for node in nodes]
                 path = next(reversed(nodes[k].meta.get("nn_module_stack") or [""]))
                 module = nodes[k].target if nodes[k].op == "call_module" else f"{path}.{nodes[k].name}".lstrip(".")
                 return Split(training, evaluation, k + 1, module, found[1:], sum(flops[: k + 1]), sum(flops[k + 1 :]))
         return None
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of the whole network's forward pass for one image."""
+        return sum(self._probe.flops.values())
 
     @cached_property
     def _evaluation(self) -> fx.Graph:
@@ -235,7 +235,7 @@ def _single(graph: fx.Graph, frozen: int) -> list[int]:
 
 
 class _Probe(nn.Module):
-    """Runs a graph node by node on the meta device and records each node's shape and floating-point operations."""
+    """Runs a graph node by node on the meta device and records each node's shape and its operations per image."""
 
     def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
         super().__init__()
@@ -256,7 +256,7 @@ class _Probe(nn.Module):
             def run_node(self, node: fx.Node) -> Any:
                 before = counter.get_total_flops()
                 result = super().run_node(node)
-                flops[node.name] = counter.get_total_flops() - before
+                flops[node.name] = (counter.get_total_flops() - before) // PROBE
                 if isinstance(result, Tensor):
                     shapes[node.name] = tuple(result.shape)
                 return result

@@ -60,6 +60,8 @@ class Caching:
     limit: int
     """The size limit of the cache folder, in bytes."""
     folder: Path
+    flops: int
+    """Floating-point operations of the whole network's forward pass for one image."""
     head: Phase | None = None
     """The phase before the first epoch, in which the head is solved."""
     why_no_solver: str = ""
@@ -109,7 +111,7 @@ def decide(recipe: Recipe, network: Network, loaders: dict[str, DataLoader], acc
             for start, stop in zip(starts, [*starts[1:], epochs], strict=True)
         ]
     network.set_phase(epoch=0)
-    caching = Caching(phases, {}, "", limit, folder, solved, why_no_solver)
+    caching = Caching(phases, {}, "", limit, folder, splitter.flops, solved, why_no_solver)
     decoded, why_not = devices.from_main(accelerator, lambda: _decoded(recipe, caching.all_phases, loaders, limit))
     return replace(caching, decoded=decoded, why_not=why_not)
 
@@ -215,8 +217,7 @@ def describe_activations(caching: Caching, counts: dict[str, int]) -> str:
         return "; ".join(lines)
     if not any(phase.cached and phase.views for phase in caching.phases):
         return f"{'; '.join(lines)}, in {caching.folder}"
-    flops = next(phase.split for phase in phases if phase.split).flops
-    without, first, later = arithmetic(caching.phases, counts, flops)
+    without, first, later = arithmetic(caching.phases, counts, caching.flops)
     saved = (
         f"saves {1 - first / without:.0%} of the run's arithmetic, {1 - later / without:.0%} where it is cached already"
     )

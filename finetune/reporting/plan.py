@@ -6,7 +6,6 @@ import json
 import math
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -16,7 +15,6 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 from torch.utils.data import DataLoader
-from torch.utils.flop_counter import FlopCounterMode
 
 from finetune import errors
 from finetune.audit.brief import Brief, brief
@@ -97,12 +95,9 @@ def make(
     looked = brief(imageset) if accelerator.is_main_process else Brief({})
     micro_batch = -(-min(training.batch_size, counts["train"]) // (processes * training.loaded_micro_batches))
     shape = (micro_batch, recipe.net.in_channels, network.preprocess.crop, network.preprocess.crop)
-    split = next((phase.split for phase in caching.phases if phase.split), None)
     network.set_phase(epoch=training.epochs - 1)  # when most is trained
-    with nullcontext() if split else FlopCounterMode(display=False) as counter:
-        need = memory.estimate(network.model, shape, classes, training.optimizer, accelerator.mixed_precision)
+    need = memory.estimate(network.model, shape, classes, training.optimizer, accelerator.mixed_precision)
     network.set_phase(epoch=0)
-    flops = split.flops if split else counter.get_total_flops() // micro_batch
     smallest = partial(smallest_micro_batch, counts["train"]) if network.trains_batchnorm() else None
     free = devices.free_memory(accelerator.device)
     cure = advice(need, free, training, processes, smallest)
@@ -125,7 +120,7 @@ def make(
         else f"trained by gradient steps alone: {caching.why_no_solver}",
         **(_steps(training, steps) if epochs else {}),
         **({"time": _time(estimate, training, epochs)} if estimate else {}),
-        "arithmetic": _arithmetic(caching, network, counts, flops),
+        "arithmetic": _arithmetic(caching, network, counts),
         "precision": f"{precision}, {'channels-last' if recipe.run.channels_last else 'channels-first'}",
         "processes": f"{processes} on {accelerator.device.type}, each with {loaders['train'].num_workers} "
         "image workers",
@@ -207,14 +202,14 @@ def _time(estimate: Estimate, training: Training, epochs: int) -> str:
     return f"about {', '.join(parts)}; {duration(total)} in all, less where activations are cached{budget}"
 
 
-def _arithmetic(caching: Caching, network: Network, counts: dict[str, int], flops: int) -> str:
+def _arithmetic(caching: Caching, network: Network, counts: dict[str, int]) -> str:
     # Without a split it is not known how much of the frozen part needs no backward pass.
     frozen = network.frozen_epochs()
     is_bound = any(not phase.split and phase.epochs.start < frozen for phase in caching.phases)
-    _, total, _ = policy.arithmetic(caching.all_phases, counts, flops)
+    _, total, _ = policy.arithmetic(caching.all_phases, counts, caching.flops)
     empty = " with an empty cache" if any(phase.cached for phase in caching.all_phases) else ""
     about = "at most" if is_bound else "about"
-    return f"{about} {in_flops(total)} in all{empty}; {in_flops(flops)} per forward pass of an image"
+    return f"{about} {in_flops(total)} in all{empty}; {in_flops(caching.flops)} per forward pass of an image"
 
 
 def _period(checkpoint_every: str) -> str:
