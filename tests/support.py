@@ -219,6 +219,7 @@ DIFFERENT = (
     "squeezenet1_0", "resnet18", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "vit_b_32", "swin_t",
 )  # fmt: skip
 MODELS = torchvision.models.list_models(module=torchvision.models)
+FAMILIES = [family.models.split()[0] for family in architectures.FAMILIES]  # one of each
 
 
 def build_empty(name: str, classes: int = 7) -> tuple[nn.Module, architectures.Preprocess]:

@@ -42,6 +42,7 @@ def test_a_recipe_its_model_and_its_plan(image_folder):
         finetune.make_recipe("finetune", lr=-1)
 
 
+@pytest.mark.slow
 def test_importing_the_package_does_not_import_torch():
     check = "import sys, finetune; assert 'torch' not in sys.modules; finetune.load; assert 'torch' in sys.modules"
     subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=True)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import pytest
 from support import ROOT
 
 from finetune.models import architectures
@@ -21,6 +22,7 @@ def code(heading: str) -> str:
     return block
 
 
+@pytest.mark.slow
 def test_the_recipe_runs_in_a_copy_of_the_package(image_folder, tmp_path):
     block = code("Add a recipe")
     name = re.search(r'recipe="(\w+)"', block).group(1)

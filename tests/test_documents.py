@@ -270,6 +270,7 @@ def test_the_commands_that_stop_and_resume_run(checkout):
 
 
 # ---- after training --------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_every_command_on_a_run_runs(checkout, capsys):
     apart = rf" push | bench |--picture|--format ({'|'.join(PACKAGES)})"
     lines = [line for line in of_kind("commands") if not re.search(apart, line)]
@@ -359,6 +360,7 @@ def execute(chosen: list[tuple[Path, str]], capsys: pytest.CaptureFixture[str]) 
     return seen
 
 
+@pytest.mark.slow
 def test_every_line_of_python_runs(checkout, capsys):
     apart = (SERVER, *PACKAGES)
     chosen = [(path, block) for path, block in python_blocks() if not any(word in block for word in apart)]

@@ -248,6 +248,7 @@ def test_ctrl_c_in_a_terminal_ends_cleanly_and_says_how_to_resume(image_folder, 
     assert load_file(output / "model" / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_run_that_crashes_with_workers_ends_at_once(image_folder, tmp_path):
     flags = f"--recipe finetune --data {image_folder} --output {tmp_path / 'run'} --tracker none --workers 2"
     tiny = "--model shufflenet_v2_x0_5 --weights none --image-size 32 --epochs 3"
@@ -269,6 +270,7 @@ def test_class_names_with_mathematical_signs_are_drawn_as_they_are(train, tmp_pa
     assert all((output / "plots" / f"{name}.png").exists() for name in PICTURES)
 
 
+@pytest.mark.slow
 def test_nothing_that_draws_or_logs_is_imported_before_training(image_folder):
     code = (
         "import sys, train; train.main(sys.argv[1:]); "

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import StochasticDepth
 
 from finetune.models import gradient_checkpointing
-from finetune.models.network import wrong_size
+from finetune.models.network import Network, wrong_size
 
 PROBE = 11  # images of the trial run on the meta device: a first axis of this length is the batch
 
@@ -86,11 +86,11 @@ class Split:
 
 
 class Splitter:
-    """Splits a network for images of `shape` (C, H, W) in each of its phases, and traces it in evaluation mode once."""
+    """Splits a network in each of its phases. It is traced in evaluation mode once."""
 
-    def __init__(self, model: nn.Module, shape: tuple[int, ...]) -> None:
-        self.model = model
-        self.shape = shape
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.model = network.model
 
     def find(self) -> Split | None:
         """Split at the last point up to which everything is frozen and in evaluation mode.
@@ -137,14 +137,18 @@ class Splitter:
     @cached_property
     def _probe(self) -> _Probe:
         """The evaluation graph's shapes and arithmetic."""
-        probe = _Probe(self.model, self._evaluation)
+        probe, preprocess = _Probe(self.model, self._evaluation), self.network.preprocess
         tensors = [*probe.named_parameters(), *probe.named_buffers()]
-        held = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
+        held = {
+            name: torch.empty_like(tensor, device="meta", dtype=torch.float32 if tensor.is_floating_point() else None)
+            for name, tensor in tensors
+        }
+        images = torch.empty(PROBE, len(preprocess.mean), preprocess.crop, preprocess.crop, device="meta")
         try:
             with torch.no_grad():
-                functional_call(probe, held, (torch.empty(PROBE, *self.shape, device="meta"),))
+                functional_call(probe, held, (images,))
         except (RuntimeError, ValueError, AssertionError) as error:
-            raise wrong_size(self.shape[-1], error) from error
+            raise wrong_size(preprocess.crop, error) from error
         return probe
 
 

@@ -16,14 +16,15 @@ from finetune.training.head_solver import FOLDS, STRENGTHS, Solution
 from finetune.training.loss import class_weights
 
 
-def decide(recipe: Recipe, network: Network, splitter: Splitter, images: int, free: int) -> tuple[Split | None, str]:
+def decide(recipe: Recipe, splitter: Splitter, images: int, free: int) -> tuple[Split | None, str]:
     """The network split before its head, if the head is to be solved (`--solver`); else the reason.
 
     `images` are the training images, `free` the bytes of memory for their features. The network, which may be on the
     meta device, is left in its first phase. Raises `UserError` where `--solver lbfgs` asks for it and it cannot be.
     """
+    network = splitter.network
     why_not = "--solver sgd" if recipe.training.solver == "sgd" else _other_training(recipe, network)
-    split = None if why_not else _split(network, splitter)
+    split = None if why_not else _split(splitter)
     if not why_not and split is None:
         why_not = f"no layer of {recipe.net.model} gives the head's input alone"
     if split:
@@ -103,9 +104,9 @@ def _other_training(recipe: Recipe, network: Network) -> str:
     return "" if images.views else "augmentation is new in each epoch (--views 0)"
 
 
-def _split(network: Network, splitter: Splitter) -> Split | None:
+def _split(splitter: Splitter) -> Split | None:
     """The network in evaluation mode, split where only its head is left: behind features (d,) or a map (d, h, w)."""
-    head = network.head
+    network, head = splitter.network, splitter.network.head
     network.model.eval().requires_grad_(False)
     head.requires_grad_(True)
     try:

@@ -93,9 +93,8 @@ def decide(recipe: Recipe, network: Network, loaders: dict[str, DataLoader], acc
     epochs, precision = recipe.training.epochs, accelerator.mixed_precision
     images = len(loaders["train"].dataset.split.whole.labels)
     free = devices.from_main(accelerator, lambda: devices.free_memory(accelerator.device))
-    preprocess = network.preprocess
-    splitter = graph_split.Splitter(network.model, (len(preprocess.mean), preprocess.crop, preprocess.crop))
-    split, why_no_solver = head.decide(recipe, network, splitter, images, free)
+    splitter = graph_split.Splitter(network)
+    split, why_no_solver = head.decide(recipe, splitter, images, free)
     if split is None and network.rates[-1] is None:
         raise UserError(
             f"the head is new, and would stay random: it is neither trained nor solved ({why_no_solver}). Add head to "
@@ -103,11 +102,11 @@ def decide(recipe: Recipe, network: Network, loaders: dict[str, DataLoader], acc
         )
     solved = _solved(split, recipe, images, limit) if split else None
     if solved and (network.trains_head_alone() or not epochs):
-        phases = [_phase(range(1), recipe, network, splitter, loaders, limit, precision, trained=False)]
+        phases = [_phase(range(1), recipe, splitter, loaders, limit, precision, trained=False)]
     else:
         starts = network.phase_starts(epochs)
         phases = [
-            _phase(range(start, stop), recipe, network, splitter, loaders, limit, precision)
+            _phase(range(start, stop), recipe, splitter, loaders, limit, precision)
             for start, stop in zip(starts, [*starts[1:], epochs], strict=True)
         ]
     network.set_phase(epoch=0)
@@ -128,7 +127,6 @@ def _solved(split: graph_split.Split, recipe: Recipe, images: int, limit: int) -
 def _phase(
     epochs: range,
     recipe: Recipe,
-    network: Network,
     splitter: graph_split.Splitter,
     loaders: dict[str, DataLoader],
     limit: int,
@@ -136,7 +134,7 @@ def _phase(
     trained: bool = True,
 ) -> Phase:
     """The phase of some epochs; without `trained`, one that only evaluates."""
-    sampler, images = loaders["train"].batch_sampler, recipe.images
+    network, sampler, images = splitter.network, loaders["train"].batch_sampler, recipe.images
     frozen = epochs.start < network.frozen_epochs()
     network.set_phase(epochs.start)
     split = splitter.find() if frozen and limit else None

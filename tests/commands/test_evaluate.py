@@ -34,7 +34,14 @@ def test_evaluate_prints_the_scores_of_training(trained, call):
     assert all(name in out for name in (*CLASSES, "recall", "calibration error"))
 
 
-@pytest.mark.parametrize(("fit", "sees"), [("crop", False), ("squash", True), ("pad", True)])
+@pytest.mark.parametrize(
+    ("fit", "sees"),
+    [
+        pytest.param("crop", False, marks=pytest.mark.slow),
+        pytest.param("squash", True, marks=pytest.mark.slow),
+        ("pad", True),
+    ],
+)
 def test_every_command_makes_images_square_as_in_training(train, call, capsys, tmp_path, fit, sees):
     random = np.random.default_rng(0)
     for split, label, k in product(("train", "val"), range(2), range(8)):  # only the ends of wide images tell a class

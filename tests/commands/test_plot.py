@@ -3,7 +3,10 @@
 import json
 import shutil
 
+import pytest
 
+
+@pytest.mark.slow
 def test_plot_draws_a_runs_pictures_again(trained, call, tmp_path):
     shutil.copytree(trained / "fast", tmp_path / "run")
     names = {path.name for path in (trained / "fast" / "plots").iterdir()}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from PIL import Image
 from support import ROOT
 
@@ -108,6 +109,7 @@ def test_predict_and_evaluate_agree_to_the_bit(trained, call, image_folder, tmp_
             )
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_error(trained, image_folder):
     command = f"{sys.executable} -m finetune predict {trained / 'fast'} {image_folder} --batch-size 1 | head -n 1"
     done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)

@@ -34,7 +34,7 @@ def prefix():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3))
     model.eval().requires_grad_(False)
     model[2].requires_grad_(True)
-    return graph_split.Splitter(model, (3, 32, 32)).find().prefix(model)
+    return graph_split.Splitter(SimpleNamespace(model=model, preprocess=PREPROCESS)).find().prefix(model)
 
 
 @pytest.mark.parametrize("channels_last", [True, False])

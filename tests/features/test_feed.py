@@ -54,8 +54,8 @@ CACHED = {  # a file for each view in each phase with a frozen part
 @pytest.mark.parametrize(
     "recipe",
     [
-        *("gradual_unfreeze", "linear_then_finetune"),
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("last_layers", "grayscale")),
+        "gradual_unfreeze",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("last_layers", "grayscale", "linear_then_finetune")),
     ],
 )
 def test_cached_activations_change_neither_losses_nor_weights(train, tmp_path, recipe):
@@ -144,10 +144,8 @@ def test_a_cache_folder_that_cannot_be_made_is_named_before_anything_is_written(
     assert not output.exists()
 
 
-@pytest.mark.parametrize(
-    ("fails_at", "begun"),
-    [pytest.param(1, 1, marks=pytest.mark.slow), (3, 2), pytest.param(4, 3, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("fails_at", "begun"), [(1, 1), (3, 2), (4, 3)])
 def test_where_writing_fails_the_run_says_so_once_and_goes_on_from_the_images(
     train, tmp_path, capsys, monkeypatch, fails_at, begun
 ):
@@ -198,6 +196,7 @@ def test_where_writing_fails_on_one_process_all_go_on_from_the_images(start, tmp
     close(plain.output, run.output)
 
 
+@pytest.mark.slow
 def test_arrays_are_cached_too(train, tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "set").mkdir()

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from support import FAMILIES
 from torch import nn
 
 from finetune.config.settings import Net, Rate
@@ -12,7 +13,6 @@ from finetune.features import graph_split
 from finetune.models import architectures, surgery
 from finetune.models.network import Network
 
-FAMILIES = [family.models.split()[0] for family in architectures.FAMILIES]
 SIZES = {"inception_v3": 299, "alexnet": 64, "maxvit_t": 224}  # the least that these take; else 32
 LARGE = {name for name in FAMILIES if name.startswith(("vgg", "inception", "maxvit", "squeezenet1_1"))} - {"vgg11"}
 
@@ -35,7 +35,7 @@ def build(name: str, last: int | None, size: int | None = None, empty: bool = Fa
     rates = [None if depth < frozen else Rate(1.0) for depth in range(len(stages))]
     network = Network(model, preprocess, stages, rates, architectures.find(name))
     network.set_phase(0)
-    return network, graph_split.Splitter(model, (3, size, size)).find()
+    return network, graph_split.Splitter(network).find()
 
 
 def train(model: nn.Module, net: nn.Module, inputs: torch.Tensor) -> list[torch.Tensor]:
@@ -79,7 +79,11 @@ def test_prefix_and_suffix_together_are_the_network_in_training_and_in_evaluatio
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in FAMILIES]
+    "name",
+    [
+        *("resnet18", "vit_b_32"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name not in ("resnet18", "vit_b_32")),
+    ],
 )
 def test_weights_that_are_cast_beforehand_give_what_autocast_gives_to_the_bit(name):
     network, split = build(name, 1)
@@ -122,13 +126,13 @@ def test_randomness_in_training_lies_behind_the_split():
     network, split = build("efficientnet_b0", 2)
     assert split.module.startswith("features.7.")
     network.model.features[2][1].stochastic_depth.train()
-    assert graph_split.Splitter(network.model, (3, 32, 32)).find().module.startswith("features.2.0.")
+    assert graph_split.Splitter(network).find().module.startswith("features.2.0.")
 
 
 def test_a_batchnorm_in_training_mode_lies_behind_the_split():
-    model = build("resnet18", 1)[0].model
-    model.layer2[0].bn1.train()
-    assert graph_split.Splitter(model, (3, 32, 32)).find().module == "layer1.1.relu"
+    network, _ = build("resnet18", 1)
+    network.model.layer2[0].bn1.train()
+    assert graph_split.Splitter(network).find().module == "layer1.1.relu"
 
 
 def test_the_digest_tells_weights_settings_and_modules_apart():

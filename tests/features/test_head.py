@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import metrics, no_pictures
+from support import FAMILIES, metrics, no_pictures
 from torch import nn
 
 import finetune
@@ -21,7 +21,6 @@ from finetune.reporting import records as run_records
 
 SOLVED = ("--solver", "auto", "--weights", "starter", "--precision", "no")
 FLOATS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
-FAMILIES = [family.models.split()[0] for family in architectures.FAMILIES]
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +37,7 @@ def test_every_architecture_is_split_before_its_head(name):
     net = Net(model=name, weights="default")
     model, preprocess, stages = surgery.build(net, 3, empty=True)
     network = Network(model, preprocess, stages, [Rate(1.0)] * len(stages), architectures.find(name))
-    split = head._split(network, Splitter(model, (3, preprocess.crop, preprocess.crop)))
+    split = head._split(Splitter(network))
     layer = network.head
     assert split.shape[0] == (layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features)
     assert all(parameter.requires_grad for parameter in model.parameters()), "it is left in its first phase"
@@ -149,9 +148,8 @@ def test_a_run_that_is_resumed_does_not_solve_again(train, monkeypatch):
     assert [record["epoch"] for record in metrics(output)] == [0, 1, 2]
 
 
-@pytest.mark.parametrize(
-    ("recipe", "expected"), [("feature_extractor", 0), pytest.param("finetune", 75, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "expected"), [("feature_extractor", 0), ("finetune", 75)])
 def test_a_stop_while_heads_are_scored_cuts_no_path_short(train, monkeypatch, recipe, expected):
     flags, original = ("--recipe", recipe, *SOLVED, "--epochs", "1"), run_records.head_record
     whole = train(*flags)[1]
@@ -188,7 +186,8 @@ def test_a_head_that_is_left_out_stays_as_it_was_solved(train, capsys):
     assert torch.equal(last["stage3.0.branch1.2.weight"], solved["stage3.0.branch1.2.weight"])
 
 
-@pytest.mark.parametrize("when", [pytest.param("before the head is solved", marks=pytest.mark.slow), "after an epoch"])
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["before the head is solved", "after an epoch"])
 def test_a_run_without_the_head_is_resumed_to_the_byte(train, monkeypatch, when):
     flags = ("--recipe", "finetune", *SOLVED, "--train-depths", "3", "--lr", "1e-2", "--schedule", "constant")
     whole = train(*flags, "--epochs", "2", "--cache-gb", "0")[1]

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchvision
 from accelerate import init_empty_weights
-from support import MODELS, build_empty
+from support import FAMILIES, MODELS, build_empty
 from torch import nn
 
 from finetune.errors import UserError
@@ -18,7 +18,9 @@ def test_the_table_names_torchvisions_models_and_no_others():
     assert sorted(architectures.BY_NAME) == MODELS
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [name if name in FAMILIES else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+)
 def test_depths_follow_the_forward_pass_and_the_head_has_torchvisions_shape(name):
     model, preprocess = build_empty(name)
     family = architectures.find(name)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from accelerate import init_empty_weights
-from support import MODELS
+from support import FAMILIES, MODELS
 from torch import nn
 
 from finetune.config.settings import Net
@@ -11,7 +11,6 @@ from finetune.errors import UserError
 from finetune.models import architectures, surgery
 
 CLASSES = 7
-FAMILIES = [family.models.split()[0] for family in architectures.FAMILIES]
 
 
 def outputs(net: Net) -> tuple[nn.Module, list[list[str]], torch.Tensor]:

@@ -42,6 +42,7 @@ def test_every_image_is_predicted_once_by_a_model_that_did_not_see_it(train, ima
     assert "A fold's images chose nothing in its run." in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_features_are_computed_once_for_all_folds(train, monkeypatch):
     filled, fill = [], Store._fill
     monkeypatch.setattr(Store, "_fill", lambda self, *rest: filled.append(rest[1]) or fill(self, *rest))
@@ -83,6 +84,7 @@ def test_a_stopped_cross_validation_resumes_to_the_same_result(train, monkeypatc
     assert (output / "out_of_fold.csv").read_bytes() == (whole / "out_of_fold.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_signal_while_a_fold_writes_its_results_stops_the_next(train, monkeypatch):
     written, write = [], results.write
 
@@ -113,12 +115,13 @@ def test_commands_on_the_folder_above_the_folds_name_one(train, call):
     assert seen == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "change"),
     [
         (("--folds", "3", "--seed", "1"), "--seed 0 → 1"),
-        pytest.param(("--folds", "2"), "--folds 3 → 2", marks=pytest.mark.slow),
-        pytest.param(("--folds", "3", "--l2", "0.1"), "--l2 None → 0.1", marks=pytest.mark.slow),
+        (("--folds", "2"), "--folds 3 → 2"),
+        (("--folds", "3", "--l2", "0.1"), "--l2 None → 0.1"),
     ],
 )
 def test_finished_folds_are_kept_with_their_own_settings_alone(train, capsys, flags, change):

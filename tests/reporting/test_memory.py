@@ -95,6 +95,7 @@ entry.run(train.main)
 """
 
 
+@pytest.mark.slow
 def test_out_of_memory_says_which_setting_to_lower_and_to_what(image_folder, tmp_path):
     large = ("--model", "squeezenet1_0", "--image-size", "512", "--batch-size", "16", "--epochs", "1")
     flags = ("--data", str(image_folder), "--output", str(tmp_path / "run"), "--recipe", "finetune", *large)

@@ -125,6 +125,7 @@ def test_an_image_that_goes_bad_on_one_rank_ends_all_with_its_message_first(star
     assert "Traceback" not in run.said
 
 
+@pytest.mark.slow
 def test_an_error_that_one_process_finds_late_is_printed_too(start, monkeypatch):
     original = param_groups.make_optimizer
 

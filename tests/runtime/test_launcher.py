@@ -56,17 +56,9 @@ LAUNCHERS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("launched", "number"),
-    [
-        ("accelerate, one process", signal.SIGTERM),
-        pytest.param("accelerate, one process", signal.SIGKILL, marks=pytest.mark.slow),
-        pytest.param("accelerate, two", signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param("accelerate, two", signal.SIGKILL, marks=pytest.mark.slow),
-        pytest.param("torchrun", signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param("torchrun", signal.SIGKILL, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("launched", LAUNCHERS)
 def test_a_launcher_that_is_ended_leaves_a_checkpoint_and_no_orphan(launched, number, image_folder, tmp_path):
     output = tmp_path / "run"
     words = with_defaults([*FLAGS, "--data", str(image_folder), "--output", str(output)])

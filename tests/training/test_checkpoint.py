@@ -272,6 +272,7 @@ def fill(path: Path) -> None:
             file.write(bytes(4096))
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_with_one_message_and_the_last_checkpoint_whole(train, small_disk, capsys):
     output = small_disk / "run"
     flags = ["--recipe", "feature_extractor", "--weights", "starter", "--keep-checkpoints", "99", "--output"]

@@ -13,7 +13,9 @@ from finetune.training import interpolation
 FLAGS = ("--recipe", "best", "--weights", "starter", "--solver", "lbfgs", "--epochs", "2", "--keep-checkpoints", "1")
 
 
-@pytest.fixture(params=interpolation.SHARES)
+@pytest.fixture(
+    params=[share if share == 0.5 else pytest.param(share, marks=pytest.mark.slow) for share in interpolation.SHARES]
+)
 def run(train, request, monkeypatch) -> tuple[float, Path]:
     """A run in which the weights of one share are the best."""
     is_better = interpolation.is_better

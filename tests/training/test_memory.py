@@ -40,7 +40,7 @@ def limit_memory(monkeypatch, images: int, error: Exception | None = None) -> li
 @pytest.mark.parametrize(
     "error",
     [
-        torch.OutOfMemoryError("CUDA out of memory."),
+        pytest.param(torch.OutOfMemoryError("CUDA out of memory."), marks=pytest.mark.slow),
         RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"),
     ],
 )

@@ -37,13 +37,8 @@ def test_a_run_killed_in_mid_epoch_ends_as_if_it_had_not_been(start, processes):
     assert_same(whole.output, killed.output)
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        signal.SIGTERM,
-        *(pytest.param(other, marks=pytest.mark.slow) for other in (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_to_one_process_stops_all_after_a_checkpoint_with_75(start, number):
     flags = ("--recipe", "finetune", "--epochs", "5000")
     run = start("run", *flags, "--tracker", "wandb", processes=2)
@@ -155,6 +150,7 @@ def test_a_setting_that_may_not_change_is_refused_and_nothing_is_touched(train, 
     assert before == {path: path.stat().st_mtime_ns for path in output.rglob("*")}
 
 
+@pytest.mark.slow
 def test_what_keeps_a_result_from_being_the_same_to_the_byte_is_printed(train, tmp_path, monkeypatch, capsys):
     write_images(tmp_path / "data" / "train", 3)
     write_images(tmp_path / "data" / "val", 2)
@@ -234,7 +230,7 @@ def test_resuming_needs_no_weights_file(train, tmp_path):
     assert metrics(run) == metrics(whole)
 
 
-@pytest.mark.parametrize("keep", ["1", "2"])
+@pytest.mark.parametrize("keep", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_a_damaged_checkpoint_is_named_and_the_run_ends_as_if_it_had_not_been(train, capsys, keep):
     flags = ("--recipe", "last_layers", "--checkpoint-every", "1", "--keep-checkpoints")
     (_, whole), (code, output) = train(*flags, keep), train(*flags, "9")
@@ -249,6 +245,7 @@ def test_a_damaged_checkpoint_is_named_and_the_run_ends_as_if_it_had_not_been(tr
     assert len(list((output / "checkpoints").iterdir())) == int(keep)
 
 
+@pytest.mark.slow
 def test_checkpoints_that_were_skipped_change_nothing(train, tmp_path, monkeypatch):
     for seed, split in enumerate(("train", "val", "test")):
         write_images(tmp_path / "data" / split, 3, seed=seed)

@@ -229,8 +229,11 @@ def test_a_model_that_is_wrapped_again_computes_in_the_same_precision():
 @pytest.mark.parametrize(
     "flags",
     [
-        *(("--views", "0"), ("--mixup", "0.5")),
-        *(pytest.param(flags, marks=pytest.mark.slow) for flags in (("--cutmix", "1"), ("--cache-gb", "0"))),
+        ("--views", "0"),
+        *(
+            pytest.param(flags, marks=pytest.mark.slow)
+            for flags in (("--mixup", "0.5"), ("--cutmix", "1"), ("--cache-gb", "0"))
+        ),
     ],
 )
 def test_a_run_in_bf16_is_in_bf16_in_every_phase_and_resumes_in_it(train, monkeypatch, flags):
@@ -283,6 +286,7 @@ def test_a_compiled_network_trains_as_the_plain_one(train, monkeypatch):
 
 
 # ---- settings --------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_each_setting_changes_the_training(train, tmp_path):
     write_images(tmp_path / "data" / "train", 3)
     for k in (1, 2):  # classes of unequal size, without which two of the settings change nothing

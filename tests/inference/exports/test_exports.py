@@ -27,7 +27,7 @@ def export(folder, path, form=None, **settings):
         {"in_channels": 1},
         {"in_channels": 5},
         {"model": "squeezenet1_0", "image_size": 64},
-        {"model": "vit_b_32", "image_size": 64},
+        pytest.param({"model": "vit_b_32", "image_size": 64}, marks=pytest.mark.slow),
     ],
 )
 def test_a_state_dict_loads_into_torchvisions_own_model(tmp_path, settings):
@@ -36,10 +36,8 @@ def test_a_state_dict_loads_into_torchvisions_own_model(tmp_path, settings):
     assert all(isinstance(value, torch.Tensor) for value in torch.load(tmp_path / "m.pth", weights_only=True).values())
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [pytest.param({"head": "mlp", "hidden": (8,)}, marks=pytest.mark.slow), {"head": "concat_pool", "hidden": (8,)}],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{"head": "mlp", "hidden": (8,)}, {"head": "concat_pool", "hidden": (8,)}])
 def test_a_rich_head_is_named_and_another_format_takes_it(tmp_path, settings):
     with pytest.raises(
         UserError, match=rf"the {settings['head']} head is more than a last layer.*torch-export or onnx"
@@ -51,6 +49,7 @@ def test_a_rich_head_is_named_and_another_format_takes_it(tmp_path, settings):
     assert torch.export.load(tmp_path / "m.pt2").module()(x).shape == (3, 3)
 
 
+@pytest.mark.slow
 def test_an_export_in_float16_leaves_the_model_in_float32(tmp_path):
     write_model(tmp_path / "model")
     opened = model_folder.load(tmp_path)
