@@ -15,13 +15,12 @@ from typing import Any
 import torch
 import torchvision
 from torch import Tensor, fx, nn
-from torch.func import functional_call
 from torch.nn.modules.dropout import _DropoutNd  # private: without it, each dropout class would have to be named
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import StochasticDepth
 
-from finetune.models import gradient_checkpointing
-from finetune.models.network import Network, wrong_size
+from finetune.models import gradient_checkpointing, trial_run
+from finetune.models.network import Network
 
 PROBE = 11  # images of the trial run on the meta device: a first axis of this length is the batch
 
@@ -138,17 +137,9 @@ class Splitter:
     def _probe(self) -> _Probe:
         """The evaluation graph's shapes and arithmetic."""
         probe, preprocess = _Probe(self.model, self._evaluation), self.network.preprocess
-        tensors = [*probe.named_parameters(), *probe.named_buffers()]
-        held = {
-            name: torch.empty_like(tensor, device="meta", dtype=torch.float32 if tensor.is_floating_point() else None)
-            for name, tensor in tensors
-        }
-        images = torch.empty(PROBE, len(preprocess.mean), preprocess.crop, preprocess.crop, device="meta")
-        try:
-            with torch.no_grad():
-                functional_call(probe, held, (images,))
-        except (RuntimeError, ValueError, AssertionError) as error:
-            raise wrong_size(preprocess.crop, error) from error
+        shape = (PROBE, len(preprocess.mean), preprocess.crop, preprocess.crop)
+        with torch.no_grad():
+            trial_run.outputs(probe, trial_run.tensors(probe), shape, torch.float32)
         return probe
 
 
@@ -252,11 +243,6 @@ class _Probe(nn.Module):
         counter = FlopCounterMode(display=False)
 
         class Recording(fx.Interpreter):
-            def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-                if isinstance(self.fetch_attr(target), nn.BatchNorm2d):  # slow on the meta device; changes no shape
-                    return args[0]
-                return super().call_module(target, args, kwargs)
-
             def run_node(self, node: fx.Node) -> Any:
                 before = counter.get_total_flops()
                 result = super().run_node(node)

@@ -144,11 +144,6 @@ class Network:
         self.model.to(accelerator.device, memory_format=memory_format)
 
 
-def wrong_size(side: int, error: Exception) -> UserError:
-    """The error for images whose side in pixels a network does not take; `error` is torch's."""
-    return UserError(f"--image-size {side}: this network does not take it ({str(error).splitlines()[0]}).")
-
-
 def build(
     recipe: Recipe,
     classes: int,

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from finetune.config.settings import Training
-from finetune.models import gradient_checkpointing
-from finetune.models.network import wrong_size
+from finetune.models import gradient_checkpointing, trial_run
 
 
 @dataclass(frozen=True)
@@ -37,12 +35,7 @@ def estimate(model: nn.Module, shape: tuple[int, ...], classes: int, optimizer: 
     one of them at a time its activations. Raises `UserError` where the network does not take such images.
     """
     dtype = torch.float32 if precision == "no" else {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    tensors = {
-        name: torch.empty_like(
-            tensor, device="meta", dtype=dtype if tensor.is_floating_point() else None
-        ).requires_grad_(tensor.requires_grad)
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]
-    }
+    tensors = trial_run.tensors(model, dtype)
     held = {tensor.untyped_storage() for tensor in tensors.values()}
     saved: set[torch.UntypedStorage] = set()
     computed_again: list[set[torch.UntypedStorage]] = []  # of the block that is running, if any
@@ -69,12 +62,9 @@ def estimate(model: nn.Module, shape: tuple[int, ...], classes: int, optimizer: 
     hooks = [layer.register_forward_hook(at_layer) for layer in layers]
     hooks += [block.register_forward_pre_hook(enter_block) for block in blocks]
     hooks += [block.register_forward_hook(leave_block) for block in blocks]
-    images = torch.empty(shape, device="meta", dtype=dtype)
     try:
         with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
-            outputs = functional_call(model, tensors, (images,))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise wrong_size(shape[-1], error) from error
+            outputs = trial_run.outputs(model, tensors, shape, dtype)
     finally:
         for hook in hooks:
             hook.remove()

@@ -230,10 +230,9 @@ def test_a_model_that_is_wrapped_again_computes_in_the_same_precision():
     "flags",
     [
         ("--views", "0"),
-        *(
-            pytest.param(flags, marks=pytest.mark.slow)
-            for flags in (("--mixup", "0.5"), ("--cutmix", "1"), ("--cache-gb", "0"))
-        ),
+        pytest.param(("--mixup", "0.5"), marks=pytest.mark.slow),
+        pytest.param(("--cutmix", "1"), marks=pytest.mark.slow),
+        pytest.param(("--cache-gb", "0"), marks=pytest.mark.slow),
     ],
 )
 def test_a_run_in_bf16_is_in_bf16_in_every_phase_and_resumes_in_it(train, monkeypatch, flags):
