@@ -153,6 +153,14 @@ def usable(folder: Path) -> bool:
     return existing.is_dir() and os.access(existing, os.R_OK | os.W_OK | os.X_OK)
 
 
+def readable(folder: Path) -> bool:
+    """Whether it is a folder that can be read."""
+    try:
+        return folder.is_dir() and os.access(folder, os.R_OK | os.X_OK)
+    except OSError:
+        return False
+
+
 def make_room(folder: Path, size: int, limit: int) -> None:
     """Delete the least recently used entries until `size` more bytes fit under `limit`."""
     held = entries(folder)

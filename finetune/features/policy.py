@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,7 +84,7 @@ def decide(recipe: Recipe, network: Network, loaders: dict[str, DataLoader], acc
     """
     folder = tensor_cache.folder(recipe.run.cache_dir)
     if not tensor_cache.usable(folder):
-        if recipe.run.cache_dir and not os.access(folder, os.R_OK):  # one that is only read-only costs no run
+        if recipe.run.cache_dir and not tensor_cache.readable(folder):  # one that is only read-only costs no run
             raise UserError(f"--cache-dir {folder} cannot be read, written or made. Name another, or leave it out.")
         if accelerator.is_main_process:
             print(f"{folder} cannot be read, written or made: nothing is cached.", file=sys.stderr)
