@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ MAY_CHANGE = {
     "exclude",  # another file of the same content; the images themselves are compared,
 }
 NO_SETTING = {"versions", "threads", "image_sizes", "git_commit", "resume"}
+LATE = 10.0  # seconds that a network disk may take to show a folder on every machine
 EXACT_VERSIONS = ("torch", "torchvision", "accelerate", "numpy", "pillow")  # the last bits of a result depend on them
 
 
@@ -46,9 +48,19 @@ def find(output: Path, config: dict[str, Any], accelerator: Accelerator) -> Foun
         return found
 
     found = devices.from_main(accelerator, verified)  # read and verified once
-    if found is not None and not found.folder.is_dir():
+    if found is not None and not _appears(found.folder):
         raise UserError(f"{found.folder} is not visible on every machine: --output must be on shared storage.")
     return found
+
+
+def _appears(folder: Path) -> bool:
+    """Whether a folder is visible on this machine, within `LATE` seconds."""
+    deadline = time.monotonic() + LATE
+    while not folder.is_dir():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def check_fit(found: Found, network: Network) -> None:
