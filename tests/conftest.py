@@ -18,6 +18,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Hide GPUs from all but the GPU tests: the others pin a CPU's numbers, and fork. Before CUDA is initialised."""
     if not asks_for_a_gpu(config.option.markexpr):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        # torch.export registers a fake GPU where there is none. A first backward pass after that starts a thread for
+        # it, and no forked process can train any more; a first one before that starts none.
+        torch.ones(1, requires_grad=True).backward()
 
 
 @pytest.fixture(autouse=True)
