@@ -26,12 +26,14 @@ FLAGS = (
 
 # ---- processes and micro-batches -------------------------------------------------------------------------------------
 @pytest.mark.usefixtures("float64")
-def test_any_number_of_processes_and_micro_batches_ends_with_the_weights_of_one(start):
+@pytest.mark.parametrize(
+    "divisions", [[(2, 2), (3, 1)], pytest.param([(1, 2), (2, 1), (4, 1)], marks=pytest.mark.slow)], ids=str
+)
+def test_any_number_of_processes_and_micro_batches_ends_with_the_weights_of_one(start, divisions):
     alone = start("alone", *FLAGS)
     assert alone.wait() == [0], alone.said
     weights_alone = load_file(next(alone.output.glob("checkpoints/*/model.safetensors")))
-    seen = 0
-    for processes, accumulate in ((1, 2), (2, 1), (2, 2), (3, 1), (4, 1)):
+    for processes, accumulate in divisions:
         run = start(f"{processes}x{accumulate}", *FLAGS, "--accumulate", str(accumulate), processes=processes)
         assert set(run.wait()) == {0}, run.said
         for line, other in zip(metrics(alone.output), metrics(run.output), strict=True):
@@ -43,8 +45,6 @@ def test_any_number_of_processes_and_micro_batches_ends_with_the_weights_of_one(
             worst = (newest[key] - value).abs().max() / value.abs().max()
             # Rounding in float64: 1e-14 on any processor. In float32 it is 1e-6 to 1e-5, by the instruction set.
             assert worst < 1e-12, (processes, accumulate, key, worst)
-        seen += 1
-    assert seen == 5
 
 
 def test_accumulation_ends_with_the_same_weights(train):
