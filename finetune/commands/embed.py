@@ -14,7 +14,7 @@ from finetune.commands import BatchSize, ImagesArgument, ModelArgument, WeightsO
 from finetune.commands.predict import find
 from finetune.config.command_line import parse
 from finetune.config.settings import Workers
-from finetune.errors import UserError
+from finetune.errors import UserError, printable
 
 LEAST = 5  # images of a picture
 
@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> int:
         feature_map.draw(picture, points, found.thumbnails, found.labels, found.predictions, classes)
         print(f"Picture  {picture}")
     for path, error in found.errors.items():
-        print(f"{path}  ERROR {error}", file=sys.stderr)
+        print(printable(f"{path}  ERROR {error}"), file=sys.stderr)
     if found.errors:
         raise UserError(f"{len(found.errors)} of {len(paths)} images could not be read and are left out.")
     return 0

@@ -202,7 +202,8 @@ def show(metrics: dict[str, Any], skipped: int, console: Console) -> None:
 
     low, high = metrics["accuracy_interval"]
     note = f"{skipped} images do not decode and are skipped. " if skipped else ""
-    console.print(f"{note}{metrics['images']} images of {metrics['data']}, split {metrics['split']}", soft_wrap=True)
+    source = printable(metrics["data"])
+    console.print(f"{note}{metrics['images']} images of {source}, split {metrics['split']}", soft_wrap=True)
     console.print(
         f"accuracy {metrics['accuracy']:.4f} (95 % interval {low:.3f} to {high:.3f})  top-5 {metrics['top5']:.4f}  "
         f"loss {metrics['loss']:.4f}  calibration error {metrics['calibration_error']:.4f}\n"

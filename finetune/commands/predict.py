@@ -163,7 +163,7 @@ def write(
             print(json.dumps(found, ensure_ascii=False))
         else:
             shown = "  ".join(f"{name} {probability:.1%}" for name, probability in top)
-            print(f"{prediction.path}  {'abstains  ' * unsure}{shown or 'ERROR ' + prediction.error}")
+            print(printable(f"{prediction.path}  {'abstains  ' * unsure}{shown or 'ERROR ' + prediction.error}"))
         sys.stdout.flush()
     return first, bad, abstained
 

@@ -20,6 +20,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from torch import Tensor
 
+from finetune.errors import printable
 from finetune.runtime import cpu
 from finetune.serving.guard import Guard
 from finetune.serving.schemas import (
@@ -84,7 +85,7 @@ def make(
             size = sum(map(len, files))
         classes = served.predictor.metadata.classes
         found = [_prediction(row, classes, topk) for row in rows]
-        words = ", ".join(f"{one.name} {one.probability:.3f}" for one in found)
+        words = printable(", ".join(f"{one.name} {one.probability:.3f}" for one in found))
         log(f"{size} bytes  {words}  {1000 * (time.perf_counter() - began):.0f} ms")
         return Predictions(run=served.name, version=served.version, predictions=found)
 

@@ -4,13 +4,18 @@ import io
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from serving_client import serve
+from support import ROOT, write_images
 
+from finetune.errors import UserError
 from finetune.runtime import files
 
 pytestmark = pytest.mark.slow
@@ -115,7 +120,9 @@ def test_a_strangers_run_is_safe_with_every_command(stage, trained, image_folder
         *(("evaluate", run), ("compare", run, trained / "slow"), ("plot", run)),
         *(("report", run, "--output", out / "page.html"), ("embed", run, image, "--output", out / "x.npz")),
         *(("export", run, "--format", "state-dict", "--output", out / "x.pth"),),
-        *(("push", run, "user/name", "--dry-run", out / "push"),),
+        *(("push", run, "user/name", "--dry-run", out / "push"), ("check", run, "--html", out / "check.html")),
+        *(("check", run, "--fix-list", out / "fixes.csv"), ("check", run, "--json")),
+        *(("bench", run, "--formats", "--batch-sizes", "1", "--turns", "2"),),
     )
     seen = 0
     for command in commands:
@@ -128,12 +135,36 @@ def test_a_strangers_run_is_safe_with_every_command(stage, trained, image_folder
     assert code in (0, 2)
     code, _ = train("--recipe", "finetune", "--weights", str(run), "--image-size", "32", data=image_folder)
     assert code in (0, 2)
-    assert seen == 10
+    assert seen == 14
     assert not marker.exists(), "code was run"
     assert (stage / "precious").read_text() == "precious"
     assert [path for path in sorted(stage.iterdir()) if not path.name.startswith(("run", "cache"))] == before
-    page = out / "page.html"
-    assert not page.exists() or EVIL[:25] not in page.read_text()
+    for name in ("page.html", "check.html"):
+        assert not (out / name).exists() or EVIL[:25] not in (out / name).read_text()
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+def test_a_strangers_run_is_safe_to_serve(stage, image_folder, attack):
+    run, marker = stage / "stranger" / "run", stage / "marker"
+    attack(run, marker)
+    before = sorted(stage.iterdir())
+    try:
+        with serve(run) as server:
+            image = (image_folder / "val" / "red" / "00.jpg").read_bytes()
+            answers = [server.send("GET", path) for path in ("/", "/health", "/model", "/examples", "/examples/0")]
+            answers.append(server.upload(image))
+            assert answers[-1].status == 200
+            assert "script-src" in answers[0].headers["content-security-policy"]
+            for answer in answers:
+                kind = answer.headers["content-type"]
+                assert kind.startswith("image/") or "\x1b" not in answer.text
+                assert "html" not in kind or EVIL[:25] not in answer.text
+            assert not any("\x1b" in line for line in server.log)
+    except UserError:
+        pass  # such a run is not served
+    assert not marker.exists(), "code was run"
+    assert (stage / "precious").read_text() == "precious"
+    assert sorted(stage.iterdir()) == before
 
 
 # ---- data and weights ------------------------------------------------------------------------------------------------
@@ -213,6 +244,53 @@ def test_strangers_data_and_weights_end_with_one_message(stage, train, capsys, a
     assert "\x1b]0;" not in error
     assert not marker.exists(), "code was run"
     assert sorted(stage.iterdir()) == before
+
+
+def test_images_and_classes_by_evil_names_stay_text(stage, call, train, capsys):
+    evil = "<img src=x onerror=alert(1)>\x1b]0;owned\x07\x1b[2J"
+    images = stage / "stranger" / evil
+    write_images(images / "train", 4, classes=("red", "green", "blue"))
+    write_images(images / "val", 2, seed=1, classes=("red", "green", "blue"))
+    for folder in images.glob("*/*"):
+        for path in folder.iterdir():
+            path.rename(folder / f"{evil}{path.name}")
+        folder.rename(folder.with_name(f"{evil}{folder.name}"))
+    image = next((images / "val").glob("*/*"))
+    (stage / "list.csv").write_text(f"path,action,new_label,reason\n../../precious,remove,,{evil}\n")
+    out, before = stage / "out", sorted(stage.iterdir())
+    code, run = train("--recipe", "finetune", "--epochs", "1", data=images, pictures=True)
+    assert code == 0
+    assert "\x1b]0;" not in "".join(capsys.readouterr())
+    (images / "broken\x1b]0;owned.jpg").write_bytes(b"")
+    commands = (
+        *(("check", images, "--html", out / "check.html"), ("check", images, "--fix-list", out / "fixes.csv")),
+        *(("check", images, "--exclude", stage / "list.csv"), ("predict", run, images), ("evaluate", run)),
+        *(("report", run, "--output", out / "page.html"), ("embed", run, images, "--output", out / "x.npz")),
+        ("predict", run, image, "--explain", out / "maps"),
+    )
+    seen = 0
+    for command in commands:
+        code, said, error = call(*command)
+        assert code in (0, 2), (command, error)
+        assert "\x1b]0;" not in said + error, f"{command[0]} let an escape sequence through"
+        seen += 1
+    assert seen == 8
+    for name in ("page.html", "check.html"):
+        assert "<img src=x" not in (out / name).read_text()
+    assert (stage / "precious").read_text() == "precious"
+    assert [path for path in sorted(stage.iterdir()) if not path.name.startswith(("run", "cache"))] == before
+
+
+def test_a_strangers_launch_config_runs_no_code(stage):
+    marker = stage / "marker"
+    (stage / "launch.yaml").write_text(
+        f"distributed_type: 'NO'\nnum_processes: 1\nmixed_precision: !!python/object/apply:os.mkdir [{marker}]\n"
+    )
+    command = (sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(stage / "launch.yaml"))
+    done = subprocess.run([*command, str(ROOT / "train.py"), "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "python/object/apply" in done.stderr
+    assert not marker.exists(), "code was run"
 
 
 def test_the_payload_works(tmp_path):
