@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.commands import RepositoryArgument, RunArgument, empty_folder
+from finetune.commands import ModelArgument, RepositoryArgument, WeightsOption, empty_folder
 from finetune.config.command_line import parse
 from finetune.errors import UserError
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 class Options:
     """Upload a run's model and its card to the Hugging Face Hub. Log in once with: hf auth login"""
 
-    run: RunArgument
-    """A run's folder, or a model folder."""
+    run: ModelArgument
     repo: RepositoryArgument
     """user/name or organisation/name. A new repository is created."""
     space: bool = False
     """Upload a Space instead: a page that classifies pictures, which the Hub runs."""
+    weights: WeightsOption = "default"
     dry_run: Path | None = None
     """Upload nothing: leave the files in this folder, which must be new or empty."""
     private: bool = False
@@ -42,16 +42,23 @@ def main(arguments: list[str]) -> int:
         raise UserError("push needs a package that is not installed: pip install huggingface_hub")
     folder = empty_folder("--dry-run", options.dry_run)
 
-    from finetune.models import model_folder
+    from finetune.models import pretrained
     from finetune.reporting import model_card, run_folder
 
-    opened = model_folder.load(options.run)  # fails where the model is damaged
-    if not (opened.folder / model_card.NAME).is_file() and (opened.folder.parent / run_folder.CONFIG).is_file():
-        model_card.write(run_folder.read(opened.folder.parent), {})
+    if not options.space and pretrained.is_name(options.run):
+        raise UserError(f"push {options.run}: a torchvision model that is not fine-tuned is pushed as a page, --space.")
+    opened = pretrained.open_model(options.run, options.weights)  # fails where the model is damaged
+    if opened.folder:
+        run, card = opened.folder.parent, opened.folder / model_card.NAME
+        if not card.is_file() and (run / run_folder.CONFIG).is_file():
+            model_card.write(run_folder.read(run), {})
     with tempfile.TemporaryDirectory(dir=folder and folder.absolute().parent, prefix=".push-") as temporary:
         content = Path(temporary) / "content"
         content.mkdir()
-        (_write_space if options.space else _copy_model)(opened, options, content)
+        if options.space:
+            _write_space(opened, options, content)
+        else:
+            _copy_model(opened.folder, content)
         if not folder:
             print(_upload(content, options))
             return 0
@@ -62,13 +69,13 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _copy_model(opened: Model, options: Options, content: Path) -> None:
+def _copy_model(folder: Path, content: Path) -> None:
     from finetune.models import metadata, model_folder
     from finetune.reporting import model_card
 
     for name in (model_folder.WEIGHTS, metadata.NAME, model_card.NAME):
-        if (opened.folder / name).is_file():
-            shutil.copyfile(opened.folder / name, content / name)
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, content / name)
 
 
 def _write_space(opened: Model, options: Options, content: Path) -> None:
@@ -77,9 +84,12 @@ def _write_space(opened: Model, options: Options, content: Path) -> None:
     from finetune.reporting import model_card
 
     images = example_images(opened, None).tensor(CHECKED_ON)
-    card = opened.folder / model_card.NAME
-    title = options.repo.rpartition("/")[2]
-    space.write(opened, content, title, card.read_text() if card.is_file() else f"# {title}", images)
+    title, card = options.repo.rpartition("/")[2], opened.folder and opened.folder / model_card.NAME
+    if card is None:
+        text = model_card.of_pretrained(opened.metadata)
+    else:
+        text = card.read_text() if card.is_file() else f"# {title}"
+    space.write(opened, content, title, text, images)
 
 
 def _upload(content: Path, options: Options) -> str:

@@ -17,6 +17,11 @@ from finetune.runtime import files
 IDS = Path(__file__).with_name("imagenet_ids.txt")  # the WordNet id of each class, in the models' order
 
 
+def is_name(run: Path | str) -> bool:
+    """Whether it names a torchvision model, and no folder has that name."""
+    return str(run) in architectures.BY_NAME and not files.expanded(run).exists()
+
+
 def open_model(run: Path | str, weights_of: str = "default") -> Model:
     """The model of a run's folder or of a model folder; or, by its name, a torchvision model as it was pretrained.
 
@@ -24,7 +29,7 @@ def open_model(run: Path | str, weights_of: str = "default") -> Model:
     first. Raises `UserError` for a folder that is no model, and for weights that do not fit.
     """
     path, name = files.expanded(run), str(run)
-    if not path.exists() and name in architectures.BY_NAME:
+    if is_name(run):
         return load(name, weights_of)
     if weights_of != "default":
         raise UserError(f"--weights {weights_of}: only a torchvision model, such as resnet50, takes other weights.")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.models.architectures import FITS
+from finetune.models.metadata import Metadata
 from finetune.reporting.run_folder import RunFiles
 from finetune.runtime import files
 from finetune.training import metrics
@@ -81,6 +82,17 @@ def text(metadata: dict[str, Any], run: RunFiles, counts: dict[str, list[int]]) 
         epochs=summary["epochs_run"],
         seconds=f"{summary['total_seconds']:.0f}",
         where=f" on {summary['num_processes']} × {summary['device']}" if "device" in summary else "",
+    )
+
+
+def of_pretrained(metadata: Metadata) -> str:
+    """The card of a torchvision model that was not fine-tuned, without a header."""
+    net, preprocess = metadata.net, metadata.preprocess
+    return (
+        f"# {net.model}, as it was pretrained\n\n"
+        f"Classifies images of {preprocess.crop} × {preprocess.crop} pixels, {FITS[preprocess.fit]}, into ImageNet's "
+        f"{len(metadata.classes):,} classes. It is torchvision's `{net.model}` with {origin(net.weights)}, not "
+        "fine-tuned. It knows these classes only, and assigns any image to one of them.\n"
     )
 
 

@@ -7,7 +7,10 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
+import torchvision
 import yaml
+from safetensors.torch import save_file
 from support import CLASSES, write_model
 
 from finetune import __main__ as program
@@ -141,6 +144,19 @@ def test_a_space_is_uploaded_with_all_that_it_needs(trained, hub, capsys):
     assert set(pinned) == {"gradio", "torch", "torchvision"}
     assert card.lstrip().startswith("# shufflenet")
     assert b"finetune" not in hub.files["app.py"]
+
+
+@pytest.mark.slow
+def test_a_torchvision_model_becomes_a_space_as_it_was_pretrained(tmp_path, capsys):
+    torch.manual_seed(0)
+    save_file(torchvision.models.shufflenet_v2_x0_5().state_dict(), tmp_path / "a.safetensors")
+    more = ("--weights", tmp_path / "a.safetensors", "--dry-run", tmp_path / "space")
+    assert push("shufflenet_v2_x0_5", "me/any", *more) == 2
+    assert "is pushed as a page, --space" in capsys.readouterr().err
+    assert not (tmp_path / "space").exists()
+    assert push("shufflenet_v2_x0_5", "me/any", "--space", *more) == 0
+    assert len(json.loads((tmp_path / "space" / "model.pt2.json").read_text())["classes"]) == 1000
+    assert "with the weights in `a.safetensors`, not fine-tuned" in (tmp_path / "space" / "README.md").read_text()
 
 
 def test_a_space_needs_a_model_of_pictures(tmp_path, capsys):
