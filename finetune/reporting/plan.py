@@ -26,7 +26,7 @@ from finetune.features import head, policy
 from finetune.features.policy import Caching
 from finetune.models.network import Network
 from finetune.recipes import depth_name
-from finetune.reporting import memory
+from finetune.reporting import memory, unused
 from finetune.reporting.memory import Memory, advice, in_bytes
 from finetune.reporting.terminal import duration
 from finetune.runtime import devices
@@ -132,6 +132,8 @@ def make(
         "cached": policy.describe_activations(caching, counts),
         "decoded": policy.describe_decoded(caching),
     }
+    if idle := unused.describe(recipe, len(network.stages), caching.head is not None, epochs > 0):
+        facts["no effect"] = idle
     if "test" in counts and (missing := imageset.lacking("test")):
         facts["warning"] = (
             f"no image of the test split is {errors.listed(missing)}: "
