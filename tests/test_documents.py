@@ -213,6 +213,16 @@ def test_every_training_command_is_understood(checkout, capsys):
     assert len(lines) >= 42
 
 
+def test_the_plan_in_the_guide_is_what_its_command_prints(capsys):
+    import train as script
+
+    (table,) = blocks(ROOT / "docs" / "recipes.md", "text")
+    reset_accelerate()
+    assert script.main(["--recipe", "gradual_unfreeze", "--plan"]) == 0
+    printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert printed[1 : 1 + len(table.splitlines())] == table.splitlines()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", of_kind("training"))
 def test_every_training_command_reaches_its_plan(command, checkout, capfd):
