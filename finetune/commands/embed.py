@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,7 +17,7 @@ from finetune.config.command_line import parse
 from finetune.config.settings import Workers
 from finetune.errors import UserError, printable
 
-LEAST = 5  # images of a picture
+LEAST, MOST = 5, 5000  # images of a picture
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Options:
     """A new .npz file, for NumPy, or .parquet file, for data frames."""
     weights: WeightsOption = "default"
     picture: Path | None = None
-    """Also draw the images in a plane (t-SNE), similar ones close together, with errors marked: a new .png file."""
+    """Also draw the images in a plane (t-SNE), similar ones close together, with errors marked: a new .png file. Of
+    more than 5,000 images it has that many, chosen at random."""
     batch_size: BatchSize = 16
     """Images per batch. Features of two batch sizes may differ in the last bit."""
     workers: Workers = -1
@@ -62,17 +64,20 @@ def main(arguments: list[str]) -> int:
 
     predictor = open_run(options.run, options.precision, weights=options.weights)
     classes = predictor.metadata.classes
-    found = features.embed(predictor, paths, options.batch_size, options.workers, thumbnails=picture is not None)
-    if picture and len(found.paths) < LEAST:
-        raise UserError(f"--picture needs at least {LEAST} images; these are {len(found.paths)}.")
+    chosen = set(random.Random(0).sample(paths, min(len(paths), MOST))) if picture else set()
+    found = features.embed(predictor, paths, options.batch_size, options.workers, chosen)
+    if picture and len(found.thumbnails) < LEAST:
+        raise UserError(f"--picture needs at least {LEAST} images; these are {len(found.thumbnails)}.")
     features.save(found, classes, output)
     print(f"{len(found.paths)} × {found.features.shape[1]} features in {output}")
     if picture:
         from finetune.reporting import feature_map
 
-        points = features.plane(found.features)
-        feature_map.draw(picture, points, found.thumbnails, found.labels, found.predictions, classes)
-        print(f"Picture  {picture}")
+        drawn = [k for k, path in enumerate(found.paths) if path in found.thumbnails]
+        small = [found.thumbnails[found.paths[k]] for k in drawn]
+        points = features.plane(found.features[drawn])
+        feature_map.draw(picture, points, small, found.labels[drawn], found.predictions[drawn], classes)
+        print(f"Picture  {picture}" + f", of {len(drawn)} images chosen at random" * (len(paths) > MOST))
     for path, error in found.errors.items():
         print(printable(f"{path}  ERROR {error}"), file=sys.stderr)
     if found.errors:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,14 +32,16 @@ class Features:
     """(N,) float32, of `predictions`."""
     labels: np.ndarray
     """(N,) int64: the class that an image's folder is named after; -1 where it is named after none."""
-    thumbnails: list[Tensor]
-    """(C, h, h) uint8 each; empty unless asked for."""
+    thumbnails: dict[str, Tensor]
+    """(C, h, h) uint8 each, by path, of those asked for."""
     errors: dict[str, str]
     """Why each other image does not decode, by path."""
 
 
-def embed(predictor: Predictor, paths: list[str], batch_size: int, workers: int, thumbnails: bool) -> Features:
-    """Compute the features of image files, in the batches of `predict`.
+def embed(
+    predictor: Predictor, paths: list[str], batch_size: int, workers: int, thumbnails: Container[str] = ()
+) -> Features:
+    """Compute the features of image files, in the batches of `predict`, and keep thumbnails of those paths.
 
     Raises `UserError` where no image decodes.
     """
@@ -53,7 +55,7 @@ def embed(predictor: Predictor, paths: list[str], batch_size: int, workers: int,
         batch = iter((x.mean((2, 3)) if x.ndim == 4 else x).cpu())  # (N, D)
 
     rows: list[tuple[Any, ...]] = []
-    small, errors = [], {}
+    small, errors = {}, {}
     with after_pool(predictor.model, known.net).register_forward_pre_hook(keep):
         for prediction in predict(predictor, paths, 1, batch_size, workers):
             if prediction.error:
@@ -61,8 +63,9 @@ def embed(predictor: Predictor, paths: list[str], batch_size: int, workers: int,
                 continue
             label = label_of.get(Path(prediction.path).absolute().parent.name, -1)
             rows.append((next(batch).numpy(), prediction.path, *prediction.top[0], label))
-            if thumbnails:
-                small.append(functional.resize(prediction.image, [THUMBNAIL, THUMBNAIL], antialias=True))
+            if prediction.path in thumbnails:
+                resized = functional.resize(prediction.image, [THUMBNAIL, THUMBNAIL], antialias=True)
+                small[prediction.path] = resized
     if not rows:
         raise UserError(f"none of {len(paths)} images could be read: {next(iter(errors.values()))}")
     features, kept, predictions, probabilities, labels = zip(*rows, strict=True)

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from support import reset_accelerate, write_model
 
+from finetune.commands import embed
 from finetune.inference import features
 from finetune.inference.predictor import open_run, predict
 from finetune.models.heads import after_pool
@@ -51,9 +52,9 @@ def test_the_features_are_the_heads_input_to_the_bit_at_any_number_of_images(set
     predictor = open_run(tmp_path / "bees", "no")
     paths = sorted(map(str, image_folder.rglob("val/*/*.jpg")))
     assert len(paths) == 9
-    found = features.embed(predictor, paths, 4, 0, thumbnails=False)
+    found = features.embed(predictor, paths, 4, 0)
     for k in (0, 5, 8):
-        alone = features.embed(predictor, [paths[k]], 4, 0, thumbnails=False)
+        alone = features.embed(predictor, [paths[k]], 4, 0)
         assert np.array_equal(alone.features[0], found.features[k])
         assert alone.probabilities[0] == found.probabilities[k]
     # What follows the features gives the model's logits.
@@ -126,6 +127,20 @@ def test_the_picture_is_the_same_each_time(trained, call, image_folder, tmp_path
     assert code == 2
     assert "at least 5 images; these are 3" in err
     assert not (tmp_path / "few.npz").exists()
+
+
+def test_of_many_images_the_picture_has_some_chosen_at_random(trained, call, image_folder, tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr(embed, "MOST", 6)
+    drawn = []
+    monkeypatch.setattr(feature_map, "draw", lambda path, points, images, *_: drawn.append((len(points), len(images))))
+    names = ("--output", tmp_path / "a.npz", "--picture", tmp_path / "a.png")
+    code, out, err = call("embed", trained / "slow", image_folder / "val", *names)
+    assert code == 0, err
+    assert ", of 6 images chosen at random" in out
+    assert drawn == [(6, 6)]
+    with np.load(tmp_path / "a.npz") as found:
+        assert len(found["features"]) == 9
 
 
 def test_errors_get_a_cross_and_classes_without_a_colour_share_one(tmp_path):
