@@ -38,8 +38,8 @@ def test_mistakes_are_told_before_anything_is_served(trained, call, tmp_path):
         assert int(free.group(1)) > port
     cases = (
         ((tmp_path / "none", "--port", 0), "is no run"),
-        ((trained / "fast", "--port", 99999), "0 to 65535"),
-        ((trained / "fast", "--port", -1), "0 to 65535"),
+        ((trained / "fast", "--port", 99999), "at least 0 and at most 65535"),
+        ((trained / "fast", "--port", -1), "at least 0 and at most 65535"),
         ((trained / "fast", "--host", "no.such.host.invalid"), "there is no such host"),
         ((trained / "fast", "--batch-size", 0), "--batch-size"),
         ((), "demo takes a run or more"),
