@@ -3,9 +3,9 @@
     python -m benchmarks.accuracy --hymenoptera hymenoptera_data --caltech caltech101 --environment peers \\
         --weights mobilenet_v2=mobilenet_v2.safetensors squeezenet1_0=squeezenet1_0.safetensors --output results
 
-Writes accuracy.md and accuracy.json after each run, and accuracy.png at the end. Runs that the output folder has are
-not repeated, so the command can be stopped and given again; `--seeds 0` draws what there is. A seed changes the
-training, never the split, and test images choose nothing.
+Writes accuracy.md and accuracy.json after each run, and accuracy.png at the end. Runs that accuracy.json has are not
+repeated, so the command can be stopped and given again, also from a copy of that file alone; `--seeds 0` draws what
+there is. A seed changes the training, never the split, and test images choose nothing.
 
 The peers (benchmarks/peers) run in a virtual environment of their own, which is made on first use: it sees the packages
 of the running Python, torch among them, and has benchmarks/peers.txt beside them.
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from benchmarks import accuracy_report, image_sets
@@ -163,7 +163,8 @@ def processor_seconds() -> float:
 
 def read_records(folder: Path) -> list[dict]:
     """The records of all runs that were made."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    path = folder / accuracy_report.RECORDS
+    return json.loads(path.read_text())["runs"] if path.exists() else []
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -211,10 +212,10 @@ def main(arguments: list[str]) -> int:
     runs = output / "runs"
     runs.mkdir(exist_ok=True)
     order = {"sets": list(image_sets.SETS), "methods": DEFAULT_METHODS}
-    failed, todo = [], jobs(given, methods)
+    records, failed, todo = read_records(output), [], jobs(given, methods)
+    known = {Job(**{field.name: record[field.name] for field in fields(Job)}) for record in records}
     for number, job in enumerate(todo, 1):
-        record = runs / f"{job.name}.json"
-        if not record.exists():
+        if job not in known:
             machine = {"processor": processor(), "cores": os.cpu_count(), "threads": os.environ.get("OMP_NUM_THREADS")}
             machine["load before"] = os.getloadavg()[0]
             try:
@@ -223,11 +224,11 @@ def main(arguments: list[str]) -> int:
                 failed.append(job)
                 print(f"{job.name} failed with exit code {error.returncode}: see {runs / job.name}.log", flush=True)
                 continue
-            record.write_text(json.dumps(asdict(job) | result | {"machine": machine}, indent=2) + "\n")
+            records.append(asdict(job) | result | {"machine": machine})
             scores = f"test {result['test_accuracy']:.4f}, {result['seconds']:.0f} processor seconds"
             print(f"{number}/{len(todo)} {job.name}: {scores}", flush=True)
-            accuracy_report.write(output, read_records(runs), order)
-    if rows := accuracy_report.write(output, read_records(runs), order):
+            accuracy_report.write(output, records, order)
+    if rows := accuracy_report.write(output, records, order):
         accuracy_report.picture(rows, output / "accuracy.png")
     print((output / "accuracy.md").read_text())
     return 1 if failed else 0

@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from finetune.reporting.palette import PALETTE
+from finetune.runtime import files
 
+RECORDS = "accuracy.json"
 FAMILIES = ("ours", "sklearn", "fastai", "timm", "tutorial")  # one colour each
 
 
@@ -166,5 +168,5 @@ def write(folder: Path, records: list[dict], order: dict[str, list[str]]) -> lis
     """Write accuracy.md and accuracy.json, which has every run; the cells of the table."""
     rows = cells(records, order)
     (folder / "accuracy.md").write_text(table(rows))
-    (folder / "accuracy.json").write_text(json.dumps({"cells": rows, "runs": records}, indent=2) + "\n")
+    files.write_text(folder / RECORDS, json.dumps({"cells": rows, "runs": records}, indent=2) + "\n")
     return rows

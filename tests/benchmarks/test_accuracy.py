@@ -1,6 +1,7 @@
 """The benchmark of accuracy: which runs it makes, what it keeps, its table."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -45,7 +46,7 @@ def bench(monkeypatch, tmp_path, image_folder, weights):
 SMALL = ("--sets", "ants_bees", "--sizes", "128", "--environment", "peers")
 
 
-def test_runs_that_the_folder_has_are_not_repeated(bench):
+def test_runs_that_the_folder_has_are_not_repeated(bench, tmp_path):
     first = bench(*SMALL, "--methods", "timm", "ours:finetune", "--seeds", "1")
     assert [(job.method, job.seed) for job in first] == [("timm", 0), ("ours:finetune", 0)]
     assert bench(*SMALL, "--methods", "timm", "ours:finetune", "--seeds", "1") == []
@@ -53,6 +54,10 @@ def test_runs_that_the_folder_has_are_not_repeated(bench):
     assert [(job.method, job.seed) for job in more] == [
         ("ours:last_layers", 0), ("timm", 1), ("ours:finetune", 1), ("ours:last_layers", 1),
     ]  # fmt: skip
+    (tmp_path / "out").rename(tmp_path / "before")
+    (tmp_path / "out").mkdir()
+    shutil.copy(tmp_path / "before" / "accuracy.json", tmp_path / "out")
+    assert bench(*SMALL, "--methods", "timm", "ours:finetune", "--seeds", "2") == [], "nor of a copied file"
 
 
 def test_the_table_has_every_run_that_was_kept(bench, tmp_path):
