@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ def quantize(path: Path, images: Tensor) -> None:
             part = next(self.rest, None)
             return None if part is None else {"images": part.contiguous().numpy()}
 
-    with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
+    with tempfile.TemporaryDirectory(dir=path.parent) as temporary, _quietly():
         prepared = Path(temporary) / "prepared.onnx"
         quant_pre_process(path, prepared)  # folds BatchNorm, infers every shape
         int8 = quantization.QuantType.QInt8
@@ -55,6 +57,16 @@ def quantize(path: Path, images: Tensor) -> None:
             nodes_to_exclude=kept,
             extra_options={"TensorQuantOverrides": dict.fromkeys(weights, eight_bits)},
         )
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without onnxruntime's warnings, on the root logger, that weights of normalisation layers have one axis alone."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def float_stem(graph: Any) -> list[str]:
