@@ -148,6 +148,12 @@ def choice(summary: dict[str, Any], config: dict[str, Any]) -> str:
     unbiased = (
         ": the test images, scored once at the end, give the unbiased one." if "test_accuracy" in summary else "."
     )
+    if summary.get("interpolation") == 0:
+        return (
+            "The weights are those of the pretrained network with a solved head. None after training, nor a mixture of "
+            "both, was better on the validation images by more than the standard error of the difference."
+            + (" The test images, scored once at the end, chose nothing." if "test_accuracy" in summary else "")
+        )
     if "interpolation" in summary:
         return (
             f"The weights are {summary['interpolation']:.0%} of the way from the pretrained network with a solved head "

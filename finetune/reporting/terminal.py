@@ -71,11 +71,11 @@ def epoch_line(record: dict[str, Any], epochs: int, improved: bool) -> str:
     )
 
 
-def interpolation_line(record: dict[str, Any], improved: bool) -> str:
+def interpolation_line(record: dict[str, Any], verdict: str) -> str:
     """Weights between those before and after training in one line, from their record."""
     return (
         f"{record['interpolation']:.0%} of the way from the solved head  "
-        f"val loss {record['val_loss']:.4f} acc {record['val_accuracy']:.4f}{'  best' if improved else ''}"
+        f"val loss {record['val_loss']:.4f} acc {record['val_accuracy']:.4f}  {verdict}".rstrip()
     )
 
 

@@ -19,16 +19,17 @@ def choose(
     checkpoints: Checkpoints,
     best_by: str,
     evaluate: Callable[[], Scores],
-    report: Callable[[dict[str, Any], bool], None],
+    report: Callable[[dict[str, Any], str], None],
 ) -> None:
     """Make the best of `SHARES` by validation the run's best weights, in place of the best epoch's. Collective.
 
-    `evaluate` scores the network on validation, and `report` gets the record of each share, with the field
-    `interpolation`, and whether it is the best so far. Call it after the last checkpoint: the network's weights change.
+    Those before training stay unless others are clearly better (`is_clear`). `evaluate` scores the network on
+    validation, and `report` gets the record of each share, with the field `interpolation`, and whether it is the best
+    so far, in words. Call it after the last checkpoint: the network's weights change.
     """
     network, start = checkpoints.network, checkpoints.start
     trained = {name: value.clone() for name, value in network.evaluated.state_dict().items() if name in start}
-    state.best = None
+    state.best, before = None, None
     for share in SHARES:
         between = {
             name: torch.lerp(start[name].to(value), value, share) if value.is_floating_point() else value
@@ -36,8 +37,33 @@ def choose(
         }
         network.evaluated.load_state_dict(between, strict=False)  # the rest is frozen
         epoch = state.history[-1] if share else state.history[0]
-        record = epoch | evaluate().record(best_by) | {"interpolation": share}
-        if improved := is_better(record, state.best, best_by):
+        scores = evaluate()
+        record = epoch | scores.record(best_by) | {"interpolation": share}
+        verdict = "best" if is_better(record, state.best, best_by) else ""
+        if verdict and before and not is_clear(scores, before, best_by):
+            verdict = "better by chance, perhaps"
+        before = before or scores
+        if verdict == "best":
             state.best = record
             checkpoints.keep_best(record)
-        report(record, improved)
+        report(record, verdict)
+
+
+def is_clear(scores: Scores, before: Scores, best_by: str) -> bool:
+    """Whether scores exceed those before training by more than the standard error of their difference.
+
+    The difference is that of the loss, or else of the accuracy, in which classes count alike where they do so in
+    `best_by`. Its standard error is that of pairs (McNemar 1947): images that both have right, or wrong, tell nothing.
+    Source: the one-standard-error rule of Breiman et al. 1984.
+    """
+    if best_by == "loss":
+        gains = (before.losses - scores.losses).double()  # (N,)
+    else:
+        right, right_before = (found.predictions[:, 0] == found.labels for found in (scores, before))
+        gains = right.double() - right_before.double()
+    weights = torch.ones_like(gains)
+    if best_by not in ("loss", "accuracy"):
+        weights = 1 / torch.bincount(scores.labels)[scores.labels].double()
+    weights /= weights.sum()
+    error = (weights * gains).square().sum().sqrt()
+    return bool((weights * gains).sum() > error * (1 + 1e-9))  # one image alone is as large as its error

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from support import metrics
 
 from finetune.training import interpolation
+from finetune.training.evaluation import Scores
 
 FLAGS = ("--recipe", "best", "--weights", "starter", "--solver", "lbfgs", "--epochs", "2", "--keep-checkpoints", "1")
 
@@ -25,6 +26,7 @@ def run(train, request, monkeypatch) -> tuple[float, Path]:
 
     assert is_better({"val_accuracy": 0.5, "val_loss": 1.0}, None, "accuracy")
     monkeypatch.setattr(interpolation, "is_better", best)
+    monkeypatch.setattr(interpolation, "is_clear", lambda *_: True)
     code, output = train(*FLAGS)
     assert code == 0
     return request.param, output
@@ -54,6 +56,41 @@ def test_the_result_is_no_worse_on_validation_than_both_ends(train):
     assert [record["epoch"] for record in history] == [0, 1, 2]
     assert history[-1]["val_accuracy"] < history[0]["val_accuracy"]
     assert summary["best_val_accuracy"] >= history[0]["val_accuracy"]
+
+
+def scores_of(right: list[bool], labels: list[int], losses: list[float] | None = None) -> Scores:
+    """Scores of images that are classified rightly or not, of two classes."""
+    known = torch.tensor(labels)
+    predictions = torch.where(torch.tensor(right), known, 1 - known)[:, None]
+    return Scores(torch.tensor(losses or [1.0] * len(labels)), predictions, torch.ones_like(predictions), known)
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "clear"),
+    [
+        (0, 0, False),
+        (1, 0, False),
+        (2, 0, True),  # 2 images, with a standard error of 1.4
+        (4, 2, False),  # 2, with one of 2.4
+        (6, 2, True),  # 4, with one of 2.8
+        (2, 4, False),
+    ],
+)
+def test_a_gain_is_clear_above_its_standard_error(gained, lost, clear):
+    labels = [k % 2 for k in range(100)]
+    before = scores_of([k >= gained for k in range(100)], labels)
+    after = scores_of([k < 100 - lost for k in range(100)], labels)
+    assert interpolation.is_clear(after, before, "accuracy") == clear
+
+
+def test_a_gain_counts_by_the_metric_that_chooses():
+    labels = [0] * 90 + [1] * 10
+    before = scores_of([k < 94 for k in range(100)], labels, [1.0] * 100)  # 6 of the rare class are wrong
+    after = scores_of([k >= 8 for k in range(100)], labels, [0.9 + 0.1 * (k % 2) for k in range(100)])
+    assert not interpolation.is_clear(after, before, "accuracy")
+    assert interpolation.is_clear(after, before, "balanced_accuracy")
+    assert interpolation.is_clear(after, before, "loss")
+    assert not interpolation.is_clear(before, after, "loss")
 
 
 def test_a_resumed_run_chooses_the_same_weights(train):
