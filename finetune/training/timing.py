@@ -20,7 +20,7 @@ from finetune.training.interpolation import SHARES
 from finetune.training.state import State
 
 IMAGES = 8  # that are timed, at most
-SLOW = 2.0  # seconds from which one call is enough
+CALLS, ENOUGH = 3, 10.0  # calls that are timed, and the seconds after which no other one is
 MARGIN = 0.15  # of a budget, for what is not timed: the optimizer, checkpoints, pictures
 
 
@@ -129,13 +129,12 @@ def _copy(network: Network, accelerator: Accelerator, channels_last: bool) -> to
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the second of two calls, since the first one warms up; of the first, if it is slow."""
-    seconds = 0.0
-    for _ in range(2):
-        if seconds < SLOW:
-            start = time.perf_counter()
-            work()
-            if device.type != "cpu":
-                torch.accelerator.synchronize()
-            seconds = time.perf_counter() - start
-    return seconds
+    """Seconds of the fastest of a few calls: the first one warms up, and other load may disturb any."""
+    times: list[float] = []
+    while len(times) < CALLS and sum(times) < ENOUGH:
+        start = time.perf_counter()
+        work()
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times)

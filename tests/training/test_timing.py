@@ -106,3 +106,24 @@ def test_where_no_epoch_fits_the_solved_head_is_the_result(train, monkeypatch):
     assert (code, summary["epochs_run"], summary["best_epoch"], summary["stopped_early"]) == (0, 0, 0, False)
     assert "l2" in summary
     assert "interpolation" not in summary
+
+
+@pytest.mark.parametrize(
+    ("took", "expected", "calls"),
+    [
+        ((5.0, 0.1, 3.0), 0.1, 3),  # warm-up, and other load
+        ((0.3, 0.2, 0.1), 0.1, 3),
+        ((6.0, 5.0, 1.0), 5.0, 2),  # enough time was spent
+        ((20.0, 1.0, 1.0), 20.0, 1),
+    ],
+)
+def test_a_call_that_other_load_disturbed_does_not_count(monkeypatch, took, expected, calls):
+    now, made = [0.0], []
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+
+    def work() -> None:
+        now[0] += took[len(made)]
+        made.append(None)
+
+    assert timing._seconds(work, torch.device("cpu")) == pytest.approx(expected)
+    assert len(made) == calls
