@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,6 +75,9 @@ def train(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     yield run
     torch.set_num_threads(threads)
+    wandb = sys.modules.get("wandb")
+    if wandb and wandb.run:  # a test broke its end; it would go on reading this process's output
+        wandb.finish()
 
 
 @pytest.fixture(scope="session")

@@ -120,7 +120,6 @@ def test_a_network_that_dies_in_mid_run_costs_the_run_nothing(train, monkeypatch
     code, output = train("--tracker", "wandb", "--log-every", "1", "--log-model")
     assert (code, len(calls)) == (0, 1)
     assert json.loads((output / "summary.json").read_text())["epochs_run"] == 2
-    wandb.finish()  # else it goes on reading this process's output
 
 
 def test_the_sweeps_values_are_flags_and_its_metric_is_logged(train):
