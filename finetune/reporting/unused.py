@@ -12,7 +12,18 @@ from finetune.config.settings import SECTIONS, Recipe
 from finetune.errors import UserError
 
 STEPS = (
-    *("epochs", "accumulate", "optimizer", "lr", "momentum", "weight_decay", "schedule", "step_epochs", "step_factor"),
+    *(
+        "epochs",
+        "batch_size",
+        "accumulate",
+        "optimizer",
+        "lr",
+        "momentum",
+        "weight_decay",
+        "schedule",
+        "step_epochs",
+        "step_factor",
+    ),
     *("warmup", "clip_norm", "ema", "batchnorm", "interpolate", "patience", "min_delta"),
 )
 
@@ -43,6 +54,8 @@ def _reasons(recipe: Recipe, solved: bool, steps: bool) -> Iterator[tuple[str, t
     net, images, training, run = recipe.net, recipe.images, recipe.training, recipe.run
     if not steps:
         yield "a solved head needs no steps (--solver sgd trains it by steps)", STEPS
+        random = ("crop_scale", "erase", "views", *(("augment",) if images.augment != "none" else ()))
+        yield "a solved head gets each image as it is evaluated, and flipped", random
     if not solved:
         yield "the head is not solved", ("l2",)
     if net.head == "linear":

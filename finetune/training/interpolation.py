@@ -19,13 +19,13 @@ def choose(
     checkpoints: Checkpoints,
     best_by: str,
     evaluate: Callable[[], Scores],
-    report: Callable[[dict[str, Any], str], None],
+    report: Callable[[dict[str, Any], bool, bool], None],
 ) -> None:
     """Make the best of `SHARES` by validation the run's best weights, in place of the best epoch's. Collective.
 
     Those before training stay unless others are clearly better (`is_clear`). `evaluate` scores the network on
-    validation, and `report` gets the record of each share, with the field `interpolation`, and whether it is the best
-    so far, in words. Call it after the last checkpoint: the network's weights change.
+    validation, and `report` gets the record of each share, with the field `interpolation`, whether it is chosen so far,
+    and whether it is better than the one chosen before. Call it after the last checkpoint: the weights change.
     """
     network, start = checkpoints.network, checkpoints.start
     trained = {name: value.clone() for name, value in network.evaluated.state_dict().items() if name in start}
@@ -39,14 +39,13 @@ def choose(
         epoch = state.history[-1] if share else state.history[0]
         scores = evaluate()
         record = epoch | scores.record(best_by) | {"interpolation": share}
-        verdict = "best" if is_better(record, state.best, best_by) else ""
-        if verdict and before and not is_clear(scores, before, best_by):
-            verdict = "better by chance, perhaps"
+        better = is_better(record, state.best, best_by)
+        chosen = better and (before is None or is_clear(scores, before, best_by))
         before = before or scores
-        if verdict == "best":
+        if chosen:
             state.best = record
             checkpoints.keep_best(record)
-        report(record, verdict)
+        report(record, chosen, better)
 
 
 def is_clear(scores: Scores, before: Scores, best_by: str) -> bool:

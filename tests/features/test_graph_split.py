@@ -14,7 +14,8 @@ from finetune.models import architectures, surgery
 from finetune.models.network import Network
 
 SIZES = {"inception_v3": 299, "alexnet": 64, "maxvit_t": 224}  # the least that these take; else 32
-SLOW = ("vgg11_", "vgg13", "vgg16", "vgg19", "squeezenet1_1", "inception", "vit", "maxvit")  # or nearly another
+# They take long, or differ little from another.
+SLOW = ("vgg11_", "vgg13", "vgg16", "vgg19", "squeezenet1_1", "inception", "vit", "maxvit")
 
 
 def build(name: str, last: int | None, size: int | None = None, empty: bool = False):

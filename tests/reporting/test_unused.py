@@ -14,6 +14,12 @@ NEEDS_NO_STEPS = "a solved head needs no steps (--solver sgd trains it by steps)
         ("feature_extractor", {}, True, False, ""),
         ("feature_extractor", {"lr": 0.1, "epochs": 3, "l2": 0.1}, True, False, f"--epochs, --lr: {NEEDS_NO_STEPS}"),
         ("feature_extractor", {"lr": 0.1, "l2": 0.1}, False, True, "--l2: the head is not solved"),
+        (
+            *("feature_extractor", {"augment": "strong", "erase": 0.5, "batch_size": 9}, True, False),
+            f"--batch-size: {NEEDS_NO_STEPS}; "
+            "--erase, --augment: a solved head gets each image as it is evaluated, and flipped",
+        ),
+        ("feature_extractor", {"augment": "none"}, True, False, ""),
         ("finetune", {"lr": 0.1, "epochs": 3, "decay": 0.5}, True, True, ""),
         ("finetune", {"layers": 3}, True, True, "--layers: finetune trains the same without it"),
         ("last_layers", {"layers": 3}, True, True, ""),
