@@ -201,7 +201,8 @@ def machine(predictor: Predictor) -> str:
     device, mixed = predictor.accelerator.device, predictor.accelerator.mixed_precision
     where = "" if device.type == "cpu" else f", the model on {torch.cuda.get_device_name(device)}"
     precision = "float32" if mixed == "no" else mixed
-    return f"{processor()}, {torch.get_num_threads()} threads{where}, the model in {precision}"
+    threads = torch.get_num_threads()
+    return f"{processor()}, {threads} thread{'s' * (threads > 1)}{where}, the model in {precision}"
 
 
 def processor() -> str:
