@@ -53,17 +53,19 @@ def main(arguments: list[str]) -> int:
         from finetune.training.param_groups import make_optimizer
         from finetune.training.step import TrainingStep, zero_sums
 
-    accelerator, precision = devices.make_accelerator(run.precision, run.tracker, output)
+    resumed = resume.precision(output) if run.resume else None
+    accelerator, precision = devices.make_accelerator(run.precision, run.tracker, output, resumed)
     main_process, device = accelerator.is_main_process, accelerator.device
     console = terminal.make_console(main_process)
 
     # ---- data and network --------------------------------------------------------------------------------------------
     config = records.config(recipe, imageset, accelerator)
     found = resume.find(output, config, accelerator) if run.resume else None
+    recipe = resume.as_begun(recipe, found) if found else recipe
     torch.manual_seed(run.seed)
     with devices.local_main_first(accelerator):  # one download for all processes
-        processes, restored = accelerator.num_processes, found and found.preprocess
-        net = network.build(recipe, len(classes), len(labels), processes, empty=run.plan, restored=restored)
+        restored, kept = (found.preprocess, found.keep_batchnorm) if found else (None, None)
+        net = network.build(recipe, len(classes), len(labels), accelerator.num_processes, run.plan, restored, kept)
         if found:
             resume.check_fit(found, net)
     batchnorm, frozen_epochs = net.trains_batchnorm(), net.frozen_epochs()
@@ -94,11 +96,11 @@ def main(arguments: list[str]) -> int:
     train_step = TrainingStep(recipe, net, optimizer, labels, len(classes), accelerator)
     lr_factor = schedule.make_schedule(training, sampler.steps)
 
-    about = {"settings": config, "preprocess": asdict(net.preprocess)}
+    about = {"settings": config, "preprocess": asdict(net.preprocess), "keep_batchnorm": net.keep_batchnorm}
     metadata_of = partial(metadata.of_run, recipe.net, classes, net.preprocess)
     checkpoints = Checkpoints(output, run.keep_checkpoints, accelerator, net, optimizer, about, metadata_of)
-    begun = State(zero_sums(device), epochs=training.epochs, tracker=tracker.id, run_clock=clock)
-    state = checkpoints.load(found) if found else begun
+    new = State(zero_sums(device), epochs=training.epochs, tracker=tracker.id, run_clock=clock)
+    state = checkpoints.load(found) if found else new
 
     interrupts = Interrupts(accelerator, *period(run.checkpoint_every))
     feeds = Feeds(planned.caching, recipe, net, loaders, accelerator, console, interrupts)

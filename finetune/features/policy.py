@@ -80,7 +80,7 @@ def decide(recipe: Recipe, network: Network, loaders: dict[str, DataLoader], acc
     """What to cache in each phase of training; the same on all processes. Collective.
 
     The network may be on the meta device. It is left in its first phase. Raises `UserError` where a new head would be
-    neither trained nor solved.
+    neither trained nor solved, and where `--minutes` leaves no epoch and no head is solved.
     """
     folder = tensor_cache.folder(recipe.run.cache_dir)
     if not tensor_cache.usable(folder):
@@ -98,6 +98,11 @@ def decide(recipe: Recipe, network: Network, loaders: dict[str, DataLoader], acc
         raise UserError(
             f"the head is new, and would stay random: it is neither trained nor solved ({why_no_solver}). Add head to "
             f"--train-depths."
+        )
+    if split is None and not epochs:
+        raise UserError(
+            f"--minutes {recipe.training.minutes:g} leaves no time for an epoch, and the head cannot be solved "
+            f"({why_no_solver}). Give more minutes."
         )
     solved = _solved(split, recipe, images, limit) if split else None
     if solved and (network.trains_head_alone() or not epochs):

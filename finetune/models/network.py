@@ -18,6 +18,7 @@ from finetune.models.architectures import Family, Preprocess, find, parameter_de
 
 BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 MANY_IMAGES, LARGE_BATCH = 20_000, 32  # from which on BatchNorm takes statistics of its own, by `--batchnorm auto`
+RESUMED = "as the run began"
 
 
 @dataclass
@@ -151,16 +152,19 @@ def build(
     processes: int = 1,
     empty: bool = False,
     restored: Preprocess | None = None,
+    keep_batchnorm: bool | None = None,
 ) -> Network:
     """The network of a recipe in its first phase; see `surgery.build`.
 
-    `--batchnorm auto` depends on the number of training images and of processes.
+    `--batchnorm auto` depends on the number of training images and of processes. A resumed run has decided it:
+    `keep_batchnorm`.
     """
     model, preprocess, stages = surgery.build(recipe.net, classes, empty, restored)
     if recipe.images.fit and not restored:
         preprocess = replace(preprocess, fit=recipe.images.fit)
     network = Network(model, preprocess, stages, recipes.rates(recipe, len(stages)), find(recipe.net.model))
-    network.keep_batchnorm, network.batchnorm_reason = keeps_batchnorm(recipe, images, processes)
+    decided = keeps_batchnorm(recipe, images, processes) if keep_batchnorm is None else (keep_batchnorm, RESUMED)
+    network.keep_batchnorm, network.batchnorm_reason = decided
     network.set_phase(epoch=0)
     if recipe.run.gradient_checkpointing:
         checkpoint_blocks(network, recipe)

@@ -38,7 +38,7 @@ def begin(
     accelerator.project_configuration.logging_dir = str(output / recipe.run.tracker)
     tracker = Tracker(accelerator, recipe, config, output, found.state["tracker"] if found else "")
     if recipe.run.resume:
-        console.print(f"\n{resume.report(output, found, config)}", soft_wrap=True)
+        console.print(f"\n{resume.report(output, found, config, recipe.training.epochs)}", soft_wrap=True)
     console.print(f"\n{tracker.status}\nThe run's folder is {output}\n", soft_wrap=True)
     return output, tracker
 

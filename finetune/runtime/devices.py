@@ -32,16 +32,16 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt(3)
 Value = TypeVar("Value")
 
 
-def make_accelerator(precision: str, tracker: str, output: Path) -> tuple[Accelerator, str]:
+def make_accelerator(precision: str, tracker: str, output: Path, resumed: str | None = None) -> tuple[Accelerator, str]:
     """The Accelerator for `--precision` and `--tracker`, and the precision in words, with its reason.
 
-    Raises `UserError` where several launched processes did not join into one run, where the device lacks the
-    precision, and where the tracker's package is not installed.
+    `resumed` is the mixed precision of the run that is resumed. Raises `UserError` where several launched processes did
+    not join into one run, where the device lacks the precision, and where the tracker's package is not installed.
     """
     check_tracker(tracker)
     # The launcher's --cpu and use_cpu: true arrive in this variable only.
     gpu = torch.accelerator.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
-    chosen, reason = choose_precision(precision, gpu)
+    chosen, reason = choose_precision(precision, gpu, resumed)
     try:
         accelerator = Accelerator(
             # Without a GPU, Accelerate joins the processes only with cpu=True.
@@ -69,8 +69,8 @@ def check_tracker(tracker: str) -> None:
         raise UserError(f"--tracker {tracker} needs a package that is not installed: pip install {tracker}")
 
 
-def choose_precision(precision: str, gpu: bool) -> tuple[str, str]:
-    """`no`, `bf16` or `fp16`, and the reason: `--precision`'s, else the launcher's, else the hardware's best.
+def choose_precision(precision: str, gpu: bool, resumed: str | None = None) -> tuple[str, str]:
+    """`no`, `bf16` or `fp16`, and the reason: that of `--precision`, the launcher, the `resumed` run, or the hardware.
 
     Accelerate's launcher passes on `no` by default too, so `no` from there is no choice.
     """
@@ -85,6 +85,8 @@ def choose_precision(precision: str, gpu: bool) -> tuple[str, str]:
         raise UserError("Accelerate was launched with fp16, which needs a GPU. Use --mixed_precision bf16 or no.")
     if launched != "no":
         return launched, "as Accelerate was launched"
+    if resumed and (gpu or resumed != "fp16"):
+        return resumed, "as the run began"
     if gpu:
         kind = torch.accelerator.current_accelerator().type
         if kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from finetune.config.settings import Recipe
 from finetune.errors import UserError
 from finetune.models.network import Network
 from finetune.runtime import devices, files
@@ -25,9 +27,19 @@ MAY_CHANGE = {
     *("cache_dir", "cache_gb", "cache_images", "log_every", "log_model"),
     "exclude",  # another file of the same content; the images themselves are compared,
 }
-NO_SETTING = {"versions", "threads", "image_sizes", "git_commit", "resume"}
+# `mixed_precision` is what `--precision` came to, and is compared in its place.
+NO_SETTING = {"versions", "threads", "image_sizes", "git_commit", "resume", "precision"}
 LATE = 10.0  # seconds that a network disk may take to show a folder on every machine
 EXACT_VERSIONS = ("torch", "torchvision", "accelerate", "numpy", "pillow")  # the last bits of a result depend on them
+
+
+def precision(output: Path) -> str | None:
+    """The mixed precision of the run in a folder; None where it cannot be read."""
+    try:
+        found = files.read_json(output / "config.json").get("mixed_precision")
+    except UserError:
+        return None
+    return found if found in ("no", "bf16", "fp16") else None
 
 
 def find(output: Path, config: dict[str, Any], accelerator: Accelerator) -> Found | None:
@@ -61,6 +73,15 @@ def _appears(folder: Path) -> bool:
             return False
         time.sleep(0.1)
     return True
+
+
+def as_begun(recipe: Recipe, found: Found) -> Recipe:
+    """The recipe with the solver of the run's first start: `--solver auto` depends on the memory that is free."""
+    history = found.state["history"]
+    if not history and not found.state["step"]:
+        return recipe
+    solver = "lbfgs" if history and "l2" in history[0] else "sgd"
+    return replace(recipe, training=replace(recipe.training, solver=solver))
 
 
 def check_fit(found: Found, network: Network) -> None:
@@ -111,9 +132,12 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     differing = {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)} - NO_SETTING
 
     def listed(names: set[str]) -> list[str]:
-        return [f"--{name.replace('_', '-')} {before.get(name)} → {now.get(name)}" for name in sorted(names)]
+        flag_of = {"mixed_precision": "precision"}
+        flags = {name: flag_of.get(name, name).replace("_", "-") for name in sorted(names)}
+        return [f"--{flag} {before.get(name)} → {now.get(name)}" for name, flag in flags.items()]
 
-    if wrong := differing - MAY_CHANGE:
+    may_change = MAY_CHANGE - ({"epochs"} if now.get("minutes") is not None else set())  # --minutes has chosen them
+    if wrong := differing - may_change:
         if wrong & {"classes", "images"}:
             raise UserError(
                 f"--data {now['data']} does not hold the images that this run was trained on: their names, number or "
@@ -136,13 +160,14 @@ def inexact(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return found
 
 
-def report(output: Path, found: Found | None, config: dict[str, Any]) -> str:
-    """Where a run resumes and what has changed since, for the terminal."""
+def report(output: Path, found: Found | None, config: dict[str, Any], epochs: int) -> str:
+    """Where a run of so many epochs resumes and what has changed since, for the terminal."""
     if found is None:
         return f"Nothing to resume: {output} has no checkpoint yet. From the beginning."
-    epoch, step = found.state["epoch"], found.state["step"]
-    where = f"epoch {epoch + 1}" if epoch < config["epochs"] else "all epochs"
-    lines = [f"Resuming from {found.folder}: {where}, {step} steps done."]
+    epoch, history = found.state["epoch"], found.state["history"]
+    where = f"epoch {epoch + 1}" if epoch < epochs else "all epochs"
+    where = f"{where}, after {found.state['step']} steps" if epoch or not history else "the head is solved"
+    lines = [f"Resuming from {found.folder}: {where}."]
     lines += [f"Deleted {path.name}, which is damaged: {wrong}" for path, wrong in found.damaged.items()]
     if changed := changes(found.settings, config):
         lines.append(f"Changed since: {', '.join(changed)}")

@@ -18,6 +18,7 @@ FORMAT = 3
 NAME = re.compile(r"\d{4,}-\d{8,}")  # epoch and step
 # The entries of state.json, and those of its settings that resuming reads.
 ENTRIES = {"settings": dict, "preprocess": dict, "state": dict, "sums": list[list[Number]], "rates": list[Number]}
+OPTIONAL = {"averaged": Count, "scaler": dict, "keep_batchnorm": bool}
 NEEDED = {"epochs": PositiveInt, "versions": dict, "threads": int, "image_sizes": str}
 
 
@@ -40,6 +41,11 @@ class Found:
     def settings(self) -> dict[str, Any]:
         """The content of config.json when the checkpoint was written."""
         return self.saved["settings"]
+
+    @property
+    def keep_batchnorm(self) -> bool | None:
+        """Whether BatchNorm keeps its statistics; None in checkpoints that do not say so."""
+        return self.saved.get("keep_batchnorm")
 
     @property
     def preprocess(self) -> Preprocess:
@@ -96,7 +102,7 @@ def _wrong(name: str, saved: dict[str, Any]) -> str:
         return f"state.json: {wrong}"
     if saved["format"] != FORMAT:
         return ""
-    if wrong := problem(saved, ENTRIES, {"averaged": Count, "scaler": dict}) or problem(saved["settings"], NEEDED):
+    if wrong := problem(saved, ENTRIES, OPTIONAL) or problem(saved["settings"], NEEDED):
         return f"state.json: {wrong}"
     state = saved["state"]
     if wrong := problem(state, SAVED) or ", ".join(sorted(f"{key} is unknown" for key in state.keys() - SAVED)):

@@ -15,6 +15,8 @@ from accelerate import Accelerator, debug_launcher
 from safetensors.torch import load_file
 from support import STATEFUL, assert_same, metrics, no_pictures, reset_accelerate, wait_for, write_images
 
+from finetune.models import network
+from finetune.runtime import cpu, devices
 from finetune.training import checkpoint, evaluation, resume, saved_checkpoints
 
 
@@ -148,6 +150,56 @@ def test_a_setting_that_may_not_change_is_refused_and_nothing_is_touched(train, 
     assert train("--epochs", "1", *same, *flags, "--resume")[0] == 2
     assert message in capsys.readouterr().err
     assert before == {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+
+
+def test_the_epochs_that_minutes_has_chosen_may_not_change(train, capsys):
+    code, output = train("--epochs", "1", "--minutes", "30")
+    assert code == 0
+    assert train("--epochs", "2", "--minutes", "30", "--resume", "--output", str(output))[0] == 2
+    assert "--resume cannot change --epochs 1 → 2" in capsys.readouterr().err
+
+
+def test_a_precision_that_the_hardware_chose_stays_and_may_be_given(train, monkeypatch, capsys):
+    monkeypatch.setattr(cpu, "has_bf16", lambda: False)
+    flags = ("--precision", "auto")
+    code, output = train(*flags, "--epochs", "1")
+    assert code == 0
+    monkeypatch.setattr(cpu, "has_bf16", lambda: True)
+    assert train(*flags, "--epochs", "2", "--resume", "--output", str(output))[0] == 0
+    assert "float32 (as the run began)" in capsys.readouterr().out
+    assert train("--precision", "no", "--epochs", "2", "--resume", "--output", str(output))[0] == 0
+    assert train("--precision", "bf16", "--epochs", "2", "--resume", "--output", str(output))[0] == 2
+    assert "--resume cannot change --precision no → bf16" in capsys.readouterr().err
+
+
+def test_batchnorm_stays_as_the_run_began_when_micro_batches_shrink(train, monkeypatch, capsys):
+    """Otherwise the end of an epoch would be cut into other batches too."""
+    monkeypatch.setattr(network, "MANY_IMAGES", 1)
+    monkeypatch.setattr(network, "LARGE_BATCH", 10)
+    flags = ("--recipe", "finetune", "--weights", "starter", "--solver", "auto", "--batch-size", "10")
+    code, output = train(*flags, "--epochs", "1")
+    assert code == 0
+    assert "statistics of each batch: 21 images, 10 at a time" in capsys.readouterr().out
+    more = ("--accumulate", "2", "--epochs", "2")
+    assert train(*flags, *more, "--plan")[0] == 0
+    assert "statistics kept: 5 images at a time are too few" in capsys.readouterr().out
+    assert train(*flags, *more, "--resume", "--output", str(output))[0] == 0
+    assert "statistics of each batch: as the run began" in capsys.readouterr().out
+    _, first, second = metrics(output)
+    assert second["step"] == 2 * first["step"]
+
+
+def test_a_solved_head_stays_solved_where_less_memory_is_free(train, monkeypatch, capsys):
+    flags = ("--recipe", "feature_extractor", "--weights", "starter", "--solver", "auto")
+    code, output = train(*flags)
+    assert code == 0
+    before, need = metrics(output), 21 * 2 * 12 * (1024 + 3 * 6)  # bytes
+    monkeypatch.setattr(devices, "free_memory", lambda device: need)
+    assert train(*flags, "--plan")[0] == 0
+    assert "trained by gradient steps alone: its features would need" in capsys.readouterr().out
+    assert train(*flags, "--resume", "--output", str(output))[0] == 0
+    assert "the head is solved." in capsys.readouterr().out
+    assert metrics(output) == before
 
 
 @pytest.mark.slow
