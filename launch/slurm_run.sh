@@ -5,8 +5,11 @@ export MASTER_ADDR MASTER_PORT
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 
+# Whether the run has a file, or with --folds the run of a fold.
+has() { [ -e "$output/$1" ] || compgen -G "$output/fold-*/$1" > /dev/null; }
+
 go_on=()
-[ -e "$output/config.json" ] && go_on=(--resume) # a second start: after a requeue, or the same command again
+has config.json && go_on=(--resume) # a second start: after a requeue, or the same command again
 
 # No launcher in between: each task is a rank that gets the signals itself, and its exit code is train.py's.
 # --wait: ranks that outlive another by a minute are ended. Normally they end within moments of each other.
@@ -21,7 +24,7 @@ while wait $step; code=$?; [ $code -gt 128 ] && kill -0 $step 2>/dev/null; do :;
 
 # Requeue where the run was stopped after a checkpoint (resume-me), or by a signal before its first step. A job that
 # scancel ended is no longer running, and is not requeued.
-if [ -e "$output/resume-me" ] || [ $code = 138 ] || [ $code = 143 ]; then
+if has resume-me || [ $code = 138 ] || [ $code = 143 ]; then
     scontrol show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING && scontrol requeue "$SLURM_JOB_ID"
 fi
 exit $code

@@ -25,8 +25,8 @@ class Fix(NamedTuple):
     reason: str
 
 
-def propose(data: Collection, findings: list[Finding], errors: list[LabelError], names: dict[str, int]) -> list[Fix]:
-    """At most one fix of each image; `names` has the positions of the images that `errors` name.
+def propose(data: Collection, findings: list[Finding], errors: dict[int, LabelError]) -> list[Fix]:
+    """At most one fix of each image; `errors` has likely label errors by the position of their image.
 
     Of copies in different splits the one that is trained on goes, so that the score is of the same images as before,
     but unseen. Of copies in one class the second goes, of copies in different classes both: delete a line to keep one.
@@ -36,8 +36,8 @@ def propose(data: Collection, findings: list[Finding], errors: list[LabelError],
     for finding in findings:
         for fix in _fixes(data, finding):
             fixes.setdefault(fix.path, fix)
-    for error in errors:
-        name = data.names[names[error.name]]
+    for k, error in errors.items():
+        name = data.names[k]
         fixes.setdefault(name, Fix(name, "relabel", error.label, error.predicted, error.reason))
     return list(fixes.values())
 
@@ -60,6 +60,13 @@ def _fixes(data: Collection, finding: Finding) -> Iterator[Fix]:
     elif finding.kind == "conflict":
         for k, other in (finding.images, finding.images[::-1]):
             yield remove(k, f"a copy of it is in class '{data.classes[data.labels[other]]}': {data.names[other]}")
+
+
+def read(path: Path, rows: list[Fix]) -> list[Fix]:
+    """The rows of an earlier list, without those of images that `rows` fix anew."""
+    found = files.read_csv(files.expanded(path), ("path", "action"), f"--exclude {path}", errors="surrogateescape")
+    fixed = {row.path for row in rows}
+    return [Fix(*(row.get(name) or "" for name in COLUMNS)) for row in found if row["path"] not in fixed]
 
 
 def write(path: Path, fixes: list[Fix]) -> None:

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from finetune.data import exclusions, folds
+from finetune.data.types import ImageSet
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
     from finetune.reporting.report.scored import Scored
 
+SPLITS = {"validation": "val", "test": "test", "out of fold": "pool"}  # by `Scored.split`
 PACKAGE = "likely label errors need a package that is not installed: pip install cleanlab"
 
 
@@ -21,7 +24,7 @@ class LabelError:
     """An image whose label is likely wrong."""
 
     name: str
-    """The image's, as `Split.names` has it."""
+    """The image's: see `exclusions.keys`. Of arrays in a cross-validation, `pool/` and its position in the pool."""
     label: str
     predicted: str
     confidence: float
@@ -55,12 +58,23 @@ def find(scored: Scored, classes: list[str]) -> list[LabelError]:
     ranked = find_label_issues(
         labels_of_present, given, filter_by="confident_learning", return_indices_ranked_by="self_confidence", n_jobs=1
     )
-    names, predicted = scored.images.names(), given.argmax(1)
+    names, predicted = exclusions.keys(SPLITS[scored.split], scored.images), given.argmax(1)
     return [
         LabelError(names[k], classes[labels[k]], classes[present[predicted[k]]], float(given[k, labels_of_present[k]]))
         for k in ranked.tolist()
         if predicted[k] != labels_of_present[k]
     ]
+
+
+def locate(errors: list[LabelError], imageset: ImageSet) -> dict[int, LabelError]:
+    """The errors by the position of their image among all images, split by split; without those that are not there.
+
+    The set may have lost images to `--exclude` since, if they are files; others are named by their number.
+    """
+    keys = [key for split, images in imageset.splits.items() for key in exclusions.keys(split, images)]
+    pool = folds.pool_order(imageset.splits["train"], imageset.splits["val"])
+    position = {key: k for k, key in enumerate(keys)} | {f"pool/#{p}": k for p, k in enumerate(pool)}
+    return {position[error.name]: error for error in errors if error.name in position}
 
 
 def probabilities_of(scored: Scored, classes: int) -> np.ndarray:

@@ -30,6 +30,9 @@ WeightsOption: TypeAlias = Annotated[
     ),
 ]
 RunsArgument: TypeAlias = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN ...")]
+DataOption: TypeAlias = Annotated[
+    str | None, tyro.conf.arg(help="Where the run's images are now, if they have been moved.", metavar="DATA")
+]
 ImagesArgument: TypeAlias = Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGE ...")]
 BatchSize: TypeAlias = Annotated[int, Bounds(at_least=1, at_most=65_536)]
 RepositoryArgument: TypeAlias = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="REPOSITORY")]

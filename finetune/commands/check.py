@@ -70,9 +70,8 @@ def main(arguments: list[str]) -> int:
     found = findings.find(data)
     if data.are_files and files.expanded(images.data).is_dir():
         found += [findings.Finding("leftover", f"{path} {what}", path=path) for path, what in tree.leftovers(top)]
-    position = {name: k for k, name in enumerate(data.items if data.are_files else data.names)}
-    for error in errors:
-        k = position[error.name]
+    located = label_errors.locate(errors, imageset)
+    for k, error in located.items():
         found.append(findings.Finding("label", f"{data.describe(k)}: {error.reason}", (k,)))
     found = findings.ordered(found)
     source = images.data if not errors else f"{images.data}, with the predictions of {folder}"
@@ -87,9 +86,11 @@ def main(arguments: list[str]) -> int:
         files.write_text(html, audit_page.render(source, data, summary, found))
         print(f"Page      {html}", file=sys.stderr)
     if fix_list:
-        rows = fixes.propose(data, found, errors, position)
-        fixes.write(fix_list, rows)
-        print(f"Fix list  {fix_list} ({len(rows)} lines). Edit it, and train with --exclude", file=sys.stderr)
+        rows = fixes.propose(data, found, located)
+        before = fixes.read(images.exclude, rows) if images.exclude else []
+        fixes.write(fix_list, [*before, *rows])
+        lines = f"{len(rows)} lines" + (f" and the {len(before)} of {images.exclude}" if before else "")
+        print(f"Fix list  {fix_list} ({lines}). Edit it, and train with --exclude", file=sys.stderr)
     return 0
 
 
@@ -119,6 +120,8 @@ def of_run(folder: Path, options: Options) -> tuple[Images, int, ImageSet, list[
     try:
         if found.result is None:
             raise UserError("the run has not ended.")
+        if options.exclude and not all(split.are_files for split in imageset.splits.values()):
+            raise UserError("images that are no files are named by their number, which --exclude changes.")
         errors = label_errors.find(found.result, found.classes)
     except UserError as error:
         print(f"No likely label errors: {error}", file=sys.stderr)

@@ -11,7 +11,7 @@ from typing import Literal
 from finetune.commands import RunsArgument, new_file
 from finetune.config.command_line import parse
 from finetune.errors import UserError
-from finetune.reporting import comparison, run_folder
+from finetune.reporting import comparison, run_folder, terminal
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,6 @@ def main(arguments: list[str]) -> int:
 
 def show(rows: list[list[str]], settings: int) -> None:
     """Print the table, its header first; in a file or a pipe as wide as it needs, in a terminal wrapped."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -69,7 +68,7 @@ def show(rows: list[list[str]], settings: int) -> None:
         table.add_column(name, justify="left" if k <= settings else "right", overflow="fold")
     for cells in rows[1:]:
         table.add_row(*cells)
-    console = Console(highlight=False, markup=False)
+    console = terminal.RunConsole(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = max(110, sum(max(map(len, column)) + 2 for column in zip(*rows, strict=True)))
     console.print(table)

@@ -101,22 +101,26 @@ def main(arguments: list[str]) -> int:
 
 def read(predictor: Predictor, options: Options) -> tuple[Images, ImageSet]:
     """The settings of the images, and the images."""
-    from finetune.data import readers
+    from finetune.data import readers, run_images
 
     if options.data is None and not predictor.has_run:
         raise UserError(f"{options.run} is a model without its run: name the images with --data.")
     images = predictor.recipe.images
     skip = options.skip_bad_images or images.skip_bad_images
     images = replace(images, data=options.data or images.data, skip_bad_images=skip)
-    images = replace(images, folds=None, fold=None, exclude=None) if options.data else images
-    return images, readers.read(images, predictor.metadata.net.in_channels, predictor.recipe.run.seed)
+    recipe, channels = predictor.recipe, predictor.metadata.net.in_channels
+    if options.data:
+        images = replace(images, folds=None, fold=None, exclude=None)
+        return images, readers.read(images, channels, recipe.run.seed)
+    try:
+        return images, run_images.read(replace(recipe, images=images), predictor.config, channels)
+    except UserError as error:
+        raise UserError(f"{error} Name the images to evaluate on: --data DATA") from error
 
 
 def choose(images: Images, imageset: ImageSet, options: Options) -> tuple[Split, str]:
     """The split that `--split` names, and its name."""
-    from torch.utils.data import ConcatDataset
-
-    from finetune.data.types import Split
+    from finetune.data.types import joined
 
     name = options.split
     if name == "auto":
@@ -124,11 +128,7 @@ def choose(images: Images, imageset: ImageSet, options: Options) -> tuple[Split,
         whole = options.data is not None and folder.is_dir() and not (folder / "train").is_dir()
         name = "all" if whole and not (folder / "x_train.npy").is_file() else "val"
     if name == "all":
-        splits = list(imageset.splits.values())
-        items = [split.items for split in splits]
-        paths = all(isinstance(one, list) for one in items)
-        joined = [item for one in items for item in one] if paths else ConcatDataset(items)
-        return Split(joined, [label for split in splits for label in split.labels]), name
+        return joined(list(imageset.splits.values())), name
     if name not in imageset.splits:
         raise UserError(f"--split {name}: {images.data} has only {', '.join(imageset.splits)}.")
     return imageset.splits[name], name
@@ -247,8 +247,9 @@ def write(folder: Path, metrics: dict[str, Any], first: Predictions, classes: li
         folder.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"--output {folder} cannot be made: {error.strerror}.") from error
-    (folder / "evaluation.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
-    with (folder / "errors.csv").open("w", newline="") as file:
+    files.write_text(folder / "evaluation.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
+    # Names of files may be other bytes than UTF-8, which Python keeps as surrogates.
+    with (folder / "errors.csv").open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         table = csv.DictWriter(file, ["image", "true", "predicted", "probability", "loss"])
         table.writeheader()
         table.writerows(metrics["errors"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from finetune.commands import RunArgument
+from finetune.commands import DataOption, RunArgument
 from finetune.config.command_line import parse
 from finetune.errors import UserError
 
@@ -25,13 +25,14 @@ class Options:
 
     run: RunArgument
     """A run's folder."""
+    data: DataOption = None
 
 
 def main(arguments: list[str]) -> int:
     """Draw, and print the folder."""
     options = parse(Options, "python -m finetune plot", arguments)
 
-    from finetune.data import readers
+    from finetune.data import run_images
     from finetune.data.loader import make_loaders
     from finetune.inference.predictor import open_run
     from finetune.models.explain import make_explainer
@@ -40,7 +41,8 @@ def main(arguments: list[str]) -> int:
 
     run = run_folder.read(options.run)
     predictor = open_run(options.run, "run")
-    recipe, folder, best = predictor.recipe, run.folder / "plots", run.summary["best_epoch"]
+    recipe = run_images.moved(predictor.recipe, options.data)
+    folder, best = run.folder / "plots", run.summary["best_epoch"]
     if not any(record["epoch"] == best for record in run.history):
         raise UserError(f"{run.folder}: metrics.jsonl lacks epoch {best}, the best one in summary.json.")
     path = run.folder / run_folder.SCORES
@@ -51,9 +53,9 @@ def main(arguments: list[str]) -> int:
     folder.mkdir(exist_ok=True)
     charts.curves(folder / "curves.png", run.history, best)
     try:
-        imageset = readers.read(recipe.images, predictor.metadata.net.in_channels, recipe.run.seed)
+        imageset = run_images.read(recipe, predictor.config, predictor.metadata.net.in_channels)
     except UserError as error:
-        print(f"Only the charts are drawn, since the images cannot be read: {error}")
+        print(f"Only the charts are drawn: {error}")
     else:
         loaders = make_loaders(imageset.splits, predictor.metadata.preprocess, recipe, predictor.accelerator)
         if scores is None or scores.labels.tolist() != imageset.splits["val"].labels:

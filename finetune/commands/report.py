@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from finetune.commands import RunsArgument, new_file
+from finetune.commands import DataOption, RunsArgument, new_file
 from finetune.config.command_line import parse
 from finetune.config.settings import Bounds
 from finetune.errors import UserError
@@ -27,6 +27,7 @@ class Options:
 
     runs: RunsArgument
     """Runs' folders, or the folder of a cross-validation."""
+    data: DataOption = None
     output: Path | None = None
     """A new .html file. None: report.html in the run's folder, of several runs in the first one's; it is replaced."""
     cell_images: Annotated[int, Bounds(at_least=0, at_most=96)] = 12
@@ -46,7 +47,7 @@ def main(arguments: list[str]) -> int:
     from finetune.reporting.report import page, pictures, subject
     from finetune.runtime import files
 
-    subjects = [subject.read(folder) for folder in options.runs]
+    subjects = [subject.read(folder, options.data) for folder in options.runs]
     path = output or subjects[0].folder / "report.html"
     if len(subjects) > 1:
         for one in subjects:

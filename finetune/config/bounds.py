@@ -35,7 +35,7 @@ def resolve(recipe: Recipe) -> Recipe:
     if not (named or run.resume or files.expanded(net.weights).exists()):  # a checkpoint holds its own
         kinds = "default, starter, none, a .safetensors or .pth file, or a model folder"
         raise UserError(f"--weights {net.weights}: no such file. It may be {kinds}.")
-    if run.lr_find:  # no training, so nothing for a tracker
+    if run.lr_find or run.preview:  # no training, so nothing for a tracker
         run = replace(run, tracker="none")
     return replace(recipe, net=net, run=run)
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional
@@ -45,7 +45,8 @@ def load(item: str | bytes | np.ndarray | Image.Image | Tensor, channels: int) -
             return functional.pil_to_tensor(to_mode(image, mode))
     except Exception as error:
         name = f"an image of {len(item)} bytes" if isinstance(item, bytes) else item
-        raise UserError(f"{name} does not decode: {error}") from error
+        reason = "it is no image" if isinstance(error, UnidentifiedImageError) else error
+        raise UserError(f"{name} does not decode: {reason}") from error
 
 
 def _content(item: str | bytes) -> Tensor:

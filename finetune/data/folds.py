@@ -11,9 +11,10 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from finetune.config.settings import Images
-from finetune.data.types import ImageSet, Joined, Split, Subset, stratified
+from finetune.data.types import ImageSet, Split, Subset, joined, stratified
 from finetune.errors import UserError, listed
 
 
@@ -35,14 +36,29 @@ def split(imageset: ImageSet, images: Images, seed: int) -> ImageSet:
 
 def pooled(train: Split, val: Split) -> Split:
     """Both splits as one, in an order that does not depend on how a single set was split into them."""
-    if isinstance(train.items, list) and isinstance(val.items, list):
-        pairs = sorted(zip(train.items + val.items, train.labels + val.labels, strict=True))
-        return Split([path for path, _ in pairs], [label for _, label in pairs])
+    both, (places, base) = joined([train, val]), _places(train, val)
+    if places is None:
+        return both
+    order = pool_order(train, val)
+    found = [places[k] for k in order]
+    return Split(found if base is None else Subset(base, found), [both.labels[k] for k in order])
+
+
+def pool_order(train: Split, val: Split) -> list[int]:
+    """Of each image of the pool, its position among the training and then the validation images."""
+    places, _ = _places(train, val)
+    count = len(train.labels) + len(val.labels)
+    return list(range(count)) if places is None else sorted(range(count), key=places.__getitem__)
+
+
+def _places(train: Split, val: Split) -> tuple[list[Any] | None, Sequence[Any] | None]:
+    """What the pool is ordered by: paths, or positions in a set that both are parts of, and this set; else nothing."""
     one, other = train.items, val.items
+    if isinstance(one, list) and isinstance(other, list):
+        return one + other, None
     if isinstance(one, Subset) and isinstance(other, Subset) and one.items is other.items:
-        pairs = sorted(zip([*one.positions, *other.positions], train.labels + val.labels, strict=True))
-        return Split(Subset(one.items, [position for position, _ in pairs]), [label for _, label in pairs])
-    return Split(Joined([one, other]), train.labels + val.labels)
+        return [*one.positions, *other.positions], one.items
+    return None, None
 
 
 def assign(labels: Sequence[int], classes: list[str], folds: int, seed: int) -> list[int]:

@@ -152,6 +152,17 @@ def stratified(labels: Sequence[int], classes: list[str], fraction: float, seed:
     return train, val
 
 
+def joined(splits: Sequence[Split]) -> Split:
+    """The images of several splits, one after the other; in their pool, where they are parts of one."""
+    labels = [label for split in splits for label in split.labels]
+    items: Sequence[Any] = Joined([split.items for split in splits])
+    if all(isinstance(split.items, list) for split in splits):
+        items = list(items)
+    if all(split.pool for split in splits):
+        return Split(items, labels, splits[0].pool, [position for split in splits for position in split.positions])
+    return Split(items, labels)
+
+
 def channel_axis(shape: tuple[int, ...]) -> tuple[int, int]:
     """The number of channels of an image array of this shape, and their axis; -1 for grey without one."""
     if len(shape) == 2:

@@ -38,11 +38,11 @@ class Phase:
     """The reason why training images, or all images, are not cached."""
 
     def reads(self, name: str) -> int:
-        """How often each image of a data split is read in these epochs."""
+        """How often each image of a data split is read in these epochs, or before the first to solve the head."""
         if name == "train" and not self.views:
             return 0
         if name not in self.cached:
-            return len(self.epochs)
+            return len(self.epochs) or (self.views if name == "train" else 0)
         return self.views if name == "train" else 1
 
 
@@ -178,7 +178,7 @@ def _decoded(
     for name, samples in splits.items():
         times = sum(phase.reads(name) for phase in phases)
         if times < OFTEN:
-            why_not = why_not or f"{name}: decoded {'once' if times == 1 else 'twice'} only"
+            why_not = why_not or f"{name}: decoded {('never', 'once only', 'twice only')[times]}"
         elif (size := decoded_cache.estimate(samples)) > room:
             why_not = why_not or f"{name}: {size / 1e9:.3g} GB would not fit: --cache-gb, or a quarter of the memory"
         else:
@@ -219,7 +219,7 @@ def describe_activations(caching: Caching, counts: dict[str, int]) -> str:
         return "; ".join(lines)
     if not any(phase.cached and phase.views for phase in caching.phases):
         return f"{'; '.join(lines)}, in {caching.folder}"
-    without, first, later = arithmetic(caching.phases, counts, caching.flops)
+    without, first, later = arithmetic(phases, counts, caching.flops)
     saved = (
         f"saves {1 - first / without:.0%} of the run's arithmetic, {1 - later / without:.0%} where it is cached already"
     )
@@ -236,8 +236,9 @@ def arithmetic(phases: list[Phase], counts: dict[str, int], flops: int) -> tuple
         prefix = phase.split.prefix_flops if phase.split else 0
         suffix = flops - prefix
         counts = counts if phase.views else counts | {"train": 0}
-        rest = len(phase.epochs) * (3 * suffix * counts["train"] + suffix * counts["val"])
-        every = {name: len(phase.epochs) * prefix * counts[name] for name in ("train", "val")}
+        rest = len(phase.epochs) * (3 * suffix * counts["train"] + suffix * counts["val"])  # 0 of the solved head
+        passes = {"train": len(phase.epochs) or phase.views, "val": len(phase.epochs)}
+        every = {name: passes[name] * prefix * counts[name] for name in passes}
         once = {"train": phase.views * prefix * counts["train"], "val": prefix * counts["val"]}
         without += rest + sum(every.values())
         first += rest + sum((once if name in phase.cached else every)[name] for name in every)

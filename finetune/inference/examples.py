@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from finetune import recipes
-from finetune.data import readers
+from finetune.data import run_images
 from finetune.data.types import ImageSet, Split
 from finetune.errors import UserError
 from finetune.inference.transform import make_transform
@@ -93,8 +93,8 @@ def of_run(opened: Model) -> dict[str, Examples] | None:
     if not config.is_file():
         return None
     try:
-        recipe = recipes.from_config(files.read_json(config))
-        found = readers.read(recipe.images, opened.net.in_channels, recipe.run.seed)
+        known = files.read_json(config)
+        found = run_images.read(recipes.from_config(known), known, opened.net.in_channels)
     except UserError:
         return None
     if found.classes != opened.classes:

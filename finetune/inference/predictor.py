@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -35,11 +35,16 @@ class Predictor:
     metadata: Metadata
     recipe: Recipe
     """The run's settings; the defaults for a model folder without its run."""
-    has_run: bool
-    """Whether the run's settings are known."""
+    config: dict[str, Any]
+    """The run's config.json; empty for a model without its run."""
     folder: Path | None
     """The model folder; None for a torchvision model as it was pretrained."""
     accelerator: Accelerator
+
+    @property
+    def has_run(self) -> bool:
+        """Whether the run's settings are known."""
+        return bool(self.config)
 
 
 def open_run(run: Path, precision: str, tta: bool = False, weights: str = "default") -> Predictor:
@@ -51,9 +56,10 @@ def open_run(run: Path, precision: str, tta: bool = False, weights: str = "defau
     """
     opened = pretrained.open_model(run, weights)
     home = opened.folder.parent if opened.folder else Path()
-    config = home / run_folder.CONFIG
-    has_run = opened.folder is not None and opened.folder.name == "model" and config.is_file()
-    recipe = recipes.from_config(files.read_json(config)) if has_run else Recipe()
+    path = home / run_folder.CONFIG
+    has_run = opened.folder is not None and opened.folder.name == "model" and path.is_file()
+    config = files.read_json(path) if has_run else {}
+    recipe = recipes.from_config(config) if has_run else Recipe()
     chosen = recipe.run.precision if precision == "run" else precision
     lacking = precision == "run" and chosen == "fp16" and not torch.accelerator.is_available()
     accelerator, words = devices.make_accelerator("auto" if lacking else chosen, "none", home)
@@ -62,7 +68,7 @@ def open_run(run: Path, precision: str, tta: bool = False, weights: str = "defau
     layout = torch.channels_last if recipe.run.channels_last else torch.contiguous_format
     model = opened.model.to(accelerator.device, memory_format=layout)
     model = Mirrored(model).eval() if tta else model
-    return Predictor(model, opened.metadata, recipe, has_run, opened.folder, accelerator)
+    return Predictor(model, opened.metadata, recipe, config, opened.folder, accelerator)
 
 
 class Mirrored(nn.Module):

@@ -42,7 +42,7 @@ class Model:
 
 
 def save(folder: Path, state: dict[str, Tensor], known: Metadata) -> None:
-    """Write a model folder. An existing one is replaced atomically.
+    """Write a model folder, whole or not at all. An existing one is replaced.
 
     `state` is a float32 state dict with torchvision's keys.
     """

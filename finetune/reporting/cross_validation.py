@@ -133,7 +133,11 @@ def _write(output: Path, classes: list[str], splits: list[Split], left_out: int)
 
 def _write_predictions(path: Path, scores: list[Scores], splits: list[Split], classes: list[str]) -> None:
     """A row per image, in the order of the folds: image, fold, true and predicted class, each class's probability."""
-    with path.open("w", newline="") as file:
+    # Names of files may be other bytes than UTF-8, which Python keeps as surrogates.
+    with (
+        files.atomic(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
         table = csv.writer(file)
         table.writerow(["image", "fold", "true", "predicted", *classes])
         for fold, (score, split) in enumerate(zip(scores, splits, strict=True), 1):

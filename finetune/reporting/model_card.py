@@ -157,8 +157,9 @@ def choice(summary: dict[str, Any], config: dict[str, Any]) -> str:
     if "interpolation" in summary:
         return (
             f"The weights are {summary['interpolation']:.0%} of the way from the pretrained network with a solved head "
-            f"to those after training. Of four such mixtures they had the {by}. The validation images thus chose the "
-            f"weights, which makes their score slightly optimistic{unbiased}"
+            f"to those after training. They had the {by} of the mixtures that beat the head by more than the standard "
+            f"error of the difference. The validation images thus chose the weights, which makes their score slightly "
+            f"optimistic{unbiased}"
         )
     if summary["epochs_run"]:
         return (

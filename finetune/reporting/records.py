@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from finetune import starter
 from finetune.config.settings import Recipe
 from finetune.data.types import ImageSet
 from finetune.recipes import depth_name
+from finetune.runtime import files
 from finetune.training.evaluation import Scores
 from finetune.training.head_solver import Fit
 from finetune.training.loss import check_finite
@@ -23,6 +25,8 @@ from finetune.training.metrics import calibration
 from finetune.training.state import State
 
 PACKAGES = ("torch", "torchvision", "accelerate", "wandb", "safetensors", "pillow", "numpy")
+MORE_METRICS = ("val_macro_f1", "val_balanced_accuracy", "val_auroc")
+PATHS = ("data", "data_root", "exclude")  # absolute in config.json: commands may run in another folder
 HEAD_FIELDS = ("l2", "views", "fold_loss", "fold_accuracy", "fold_accuracy_sd")  # of a solved head's record
 
 
@@ -55,6 +59,9 @@ def settings(recipe: Recipe) -> dict[str, Any]:
         flat |= asdict(section)
     for action in ("plan", "json", "preview", "lr_find", "resume"):
         del flat[action]
+    for name in PATHS:
+        if flat[name] and flat[name] not in starter.PARTS and (path := files.expanded(flat[name])).exists():
+            flat[name] = path.absolute()
     flat = {name: str(value) if isinstance(value, Path) else value for name, value in flat.items()}
     return json.loads(json.dumps(flat))  # as read back: tuples are lists
 
@@ -151,6 +158,7 @@ def summary(
         "best_epoch": best["epoch"],
         "best_val_accuracy": best["val_accuracy"],
         "best_val_loss": best["val_loss"],
+        **{f"best_{name}": best[name] for name in MORE_METRICS if name in best},
         "total_seconds": state.run_clock.seconds,
         "stopped_early": state.epoch < epochs,
         "epochs_run": state.epoch,

@@ -16,7 +16,7 @@ from finetune.config.schema import Number, problem
 from finetune.config.settings import NonNegativeFloat, NonNegativeInt, Probability, Recipe
 from finetune.errors import UserError, no_run
 from finetune.runtime import files
-from finetune.training.state import RECORD
+from finetune.training.state import RECORD, is_better
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 SCORES, TEST_SCORES = "validation.safetensors", "test.safetensors"
@@ -52,6 +52,8 @@ def choose(recipe: Recipe) -> Path:
         raise UserError(
             f"--output {output}: safetensors cannot write to a path that is not UTF-8. Name another."
         ) from error
+    if run.resume and not (output / CONFIG).exists() and any(output.glob(f"fold-*/{CONFIG}")):
+        raise UserError(f"--resume: {output} is of a cross-validation. Give its --folds, or name the run of a fold.")
     if run.resume and not (output / CONFIG).exists():
         raise UserError(f"--resume: {output} is no run's folder. Name one with --output, or leave --resume out.")
     if run.output and not run.resume and output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -92,8 +94,17 @@ def _lock(output: Path) -> None:
 
 
 def _taken(output: Path) -> UserError:
+    begun = any((output / name).exists() for name in (METRICS, SUMMARY, "checkpoints"))
+    if (output / CONFIG).is_file() and not begun and any((output / "plots").glob("*.png")):
+        return UserError(
+            f"--output {output} holds the pictures of --preview or --lr-find. Name a new folder, or delete it."
+        )
     if (output / CONFIG).is_file():
         return UserError(f"--output {output} holds a run already. Name a new folder, or go on with it: --resume.")
+    if any(output.glob(f"fold-*/{CONFIG}")):
+        return UserError(
+            f"--output {output} holds a cross-validation already. Name a new folder, or go on with it: --resume."
+        )
     return UserError(f"--output {output} exists already. Name a new or empty folder.")
 
 
@@ -166,7 +177,7 @@ def read(folder: Path) -> RunFiles:
     for record in history:
         _check(path, record, RECORD)
     ended = (folder / SUMMARY).is_file()
-    summary = read_summary(folder / SUMMARY) if ended else _summary_so_far(history)
+    summary = read_summary(folder / SUMMARY) if ended else _summary_so_far(history, config.get("best_by", "accuracy"))
     return RunFiles(folder, config, history, summary, ended)
 
 
@@ -183,12 +194,15 @@ def _check(path: Path, entries: dict[str, Any], table: dict[str, Any], optional:
         raise UserError(f"{path} is damaged: {wrong}. Copy the run again.")
 
 
-def _summary_so_far(history: list[dict[str, Any]]) -> dict[str, Any]:
-    best = max(history, key=lambda record: (record["val_accuracy"], -record["val_loss"]))
+def _summary_so_far(history: list[dict[str, Any]], best_by: str) -> dict[str, Any]:
+    chooses = best_by == "loss" or not any(problem(record, {f"val_{best_by}": Number}) for record in history)
+    best, best_by = history[0], best_by if chooses else "accuracy"
+    for record in history[1:]:
+        best = record if is_better(record, best, best_by) else best
     return {
         "best_epoch": best["epoch"],
         "best_val_accuracy": best["val_accuracy"],
         "best_val_loss": best["val_loss"],
-        "epochs_run": len(history),
+        "epochs_run": sum("l2" not in record for record in history),
         "total_seconds": sum(record["seconds"] for record in history),
     }

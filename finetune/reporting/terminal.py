@@ -14,11 +14,18 @@ from finetune.config.settings import Rate, Training
 TIMED = 10.0  # seconds of training before the estimate
 
 
+class RunConsole(Console):
+    """Rich's console, without its silent exit where the reader of the output, such as `head`, has closed the pipe."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def make_console(main_process: bool) -> Console:
     """The console of a run: silent on all but the main process, at least 110 columns wide in a log file."""
     options = {"quiet": not main_process, "highlight": False, "markup": False}  # a path may hold [brackets]
-    console = Console(**options)
-    return console if console.is_terminal else Console(**options, width=110)
+    console = RunConsole(**options)
+    return console if console.is_terminal else RunConsole(**options, width=110)
 
 
 class TimeEstimate:
@@ -131,8 +138,11 @@ def ending(summary: dict[str, Any], output: Path, training: Training) -> str:
         tested = "The validation images chose nothing: training images that were held out chose the strength."
     elif by_loss:
         best = f"Lowest validation loss {summary['best_val_loss']:.4f} (accuracy {accuracy})"
-    else:
+    elif training.best_by == "accuracy":
         best = f"Best validation accuracy {accuracy}"
+    else:
+        value = summary[f"best_val_{training.best_by}"]
+        best = f"Best validation {training.best_by.replace('_', ' ')} {value:.4f} (accuracy {accuracy})"
     if "test_accuracy" in summary:
         tested = f"Test accuracy of that model: {summary['test_accuracy']:.4f}."
     return (

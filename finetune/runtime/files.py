@@ -124,7 +124,8 @@ def read_csv(path: Path, needed: Sequence[str], name: str, errors: str = "strict
 def atomic(path: Path, shared: bool = False) -> Iterator[Path]:
     """A temporary path beside `path` for a new file or folder, renamed to `path` when the block has ended.
 
-    An earlier `path` is replaced. Where the block raises, the temporary is deleted and `path` stays as it was.
+    An earlier `path` is replaced; a folder by two renames, between which there is none. Where the block raises, the
+    temporary is deleted and `path` stays as it was.
     `shared` is for paths that several processes may write at the same time.
     """
     temporary = temporary_path(path) if shared else path.with_name(f".{path.name}.new")

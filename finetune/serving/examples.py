@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
-from finetune.data import readers
+from finetune.data import run_images
 from finetune.data.decode import load
 from finetune.errors import UserError
 from finetune.inference.predictor import Predictor
@@ -67,8 +67,8 @@ def find(run: Path, predictor: Predictor) -> list[Example]:
     if not predictor.has_run or not (run / run_folder.SCORES).is_file():
         return []
     scores, _ = Scores.load(run / run_folder.SCORES)
-    recipe, classes = predictor.recipe, predictor.metadata.classes
-    imageset = readers.read(recipe.images, predictor.metadata.net.in_channels, recipe.run.seed)
+    classes = predictor.metadata.classes
+    imageset = run_images.read(predictor.recipe, predictor.config, predictor.metadata.net.in_channels)
     val = imageset.splits["val"]
     if scores.labels.tolist() != val.labels or imageset.classes != classes:
         return []

@@ -62,14 +62,14 @@ def _endless(loader: DataLoader) -> Iterator[Any]:
 
 
 def suggest(tried: list[float], losses: list[float]) -> float:
-    """The rate two thirds along the longest fall of the loss: fastai's `valley` (Howard & Gugger 2020).
+    """The rate two thirds along the longest fall of the loss, after fastai's `valley` (Howard & Gugger 2020).
 
     Raises `UserError` where the loss never falls.
     """
     finite = [(rate, loss) for rate, loss in zip(tried, losses, strict=True) if math.isfinite(loss)]
     start, end = _longest_fall([loss for _, loss in finite])
     if end - start < 3:
-        raise UserError("the range test: the loss fell at no learning rate. Are the labels right, is anything trained?")
+        raise UserError("the range test: the loss fell at no learning rate. Check the labels and what is trained.")
     at = start + (end - start) * 2 // 3
     return float(f"{finite[at][0]:.1e}")
 

@@ -138,6 +138,8 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
     may_change = MAY_CHANGE - ({"epochs"} if now.get("minutes") is not None else set())  # --minutes has chosen them
     if wrong := differing - may_change:
+        if wrong & {"classes", "images"} and "exclude" in differing:
+            raise UserError(f"--resume cannot change {', '.join(listed({'exclude'}))}: other images would be left.")
         if wrong & {"classes", "images"}:
             raise UserError(
                 f"--data {now['data']} does not hold the images that this run was trained on: their names, number or "

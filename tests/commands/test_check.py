@@ -10,6 +10,8 @@ from PIL import Image
 from support import write_images
 
 from finetune import __main__ as program
+from finetune.audit import label_errors
+from finetune.audit.label_errors import LabelError
 from finetune.config.settings import Images
 from finetune.data import readers
 from finetune.runtime.entry import exit_code
@@ -84,6 +86,17 @@ def test_a_runs_held_out_predictions_name_likely_label_errors(trained, image_fol
     rows = [row for row in csv.DictReader((tmp_path / "fixes.csv").open()) if row["action"] == "relabel"]
     assert [[row["path"]] for row in rows] == labels
     assert all(row["path"].startswith("val/") and row["label"] != row["new_label"] for row in rows)
+
+
+def test_a_label_error_that_a_list_removed_is_named_no_more(trained, image_folder, tmp_path, capsys, monkeypatch):
+    first = sorted((image_folder / "val").rglob("*.jpg"))[0]
+    found = LabelError(str(first), first.parent.name, "another", 0.1)
+    monkeypatch.setattr(label_errors, "find", lambda *_: [found])
+    check(trained / "fast", "--json")
+    assert "label" in {one["kind"] for one in json.loads(capsys.readouterr().out)["findings"]}
+    (tmp_path / "fixes.csv").write_text(f"path,action\n{first},remove\n")
+    check(trained / "fast", "--exclude", tmp_path / "fixes.csv", "--json")
+    assert "label" not in {one["kind"] for one in json.loads(capsys.readouterr().out)["findings"]}
 
 
 def test_a_list_of_arrays_is_made_of_all_of_them_only(tmp_path, capsys):

@@ -147,7 +147,7 @@ def test_without_the_images_there_are_no_pictures_and_the_page_says_why(report, 
     changed = report(run)[0]
     shutil.rmtree(tmp_path / "photos")
     gone, out = report(run)
-    for page, why in ((changed, "the images have changed"), (gone, "the images cannot be read: --data")):
+    for page, why in ((changed, "have changed after the training"), (gone, "the run's images are gone")):
         assert why in page.text
         assert page.matrix()["images"] == {}
         assert "confusion" in page.sections()

@@ -5,9 +5,11 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
-from support import metrics
+from support import ROOT, metrics
 
 from finetune.features.store import Store
 from finetune.reporting import results
@@ -17,7 +19,7 @@ SOLVED = ("--weights", "starter", "--solver", "lbfgs")
 
 
 def rows(output) -> list[dict[str, str]]:
-    with (output / "out_of_fold.csv").open() as file:
+    with (output / "out_of_fold.csv").open(encoding="utf-8", errors="surrogateescape") as file:
         return list(csv.DictReader(file))
 
 
@@ -40,6 +42,28 @@ def test_every_image_is_predicted_once_by_a_model_that_did_not_see_it(train, ima
     assert (summary["folds"], summary["images"]) == (3, len(images))
     assert (output / "plots" / "confusion.png").exists()
     assert "A fold's images chose nothing in its run." in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.slow
+def test_file_names_that_are_no_utf8_are_written_as_they_are(train, image_folder, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(image_folder, data)
+    named = {}
+    for split in ("train", "val"):
+        path = min((data / split).rglob("*.jpg"))
+        named[split] = str(path.rename(path.with_name(os.fsdecode(b"caf\xe9.jpg"))))
+    code, output = train("--folds", "3", *SOLVED, data=data)
+    assert code == 0
+    assert set(named.values()) <= {row["image"] for row in rows(output)}
+    # Every label is wrong, so that every image is an error.
+    for split in ("train", "val"):
+        (data / split / "red").rename(data / split / "other")
+        (data / split / "blue").rename(data / split / "red")
+        (data / split / "other").rename(data / split / "blue")
+    command = [sys.executable, "-m", "finetune", "evaluate", output / "fold-1", "--data", data]
+    subprocess.run([*command, "--output", tmp_path / "out"], cwd=ROOT, check=True)
+    assert b"caf\xe9.jpg" in (tmp_path / "out" / "errors.csv").read_bytes()
+    assert "caf" in (tmp_path / "out" / "evaluation.json").read_text()
 
 
 @pytest.mark.slow

@@ -129,6 +129,17 @@ def test_a_run_that_has_not_ended_is_summarised_so_far(tmp_path):
     assert (found.summary["best_epoch"], found.summary["epochs_run"], found.summary["total_seconds"]) == (2, 3, 6.0)
 
 
+def test_a_run_that_has_not_ended_is_summarised_by_its_own_metric(tmp_path):
+    (tmp_path / "config.json").write_text('{"best_by": "macro_f1"}')
+    head = RECORD | {"epoch": 0, "val_macro_f1": 0.3, "l2": 0.1}
+    records = [head, RECORD | {"val_macro_f1": 0.5}, RECORD | {"epoch": 2, "val_accuracy": 0.9, "val_macro_f1": 0.4}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    summary = run_folder.read(tmp_path).summary
+    assert (summary["best_epoch"], summary["epochs_run"]) == (1, 2), "the solved head is no epoch"
+    (tmp_path / "config.json").write_text('{"best_by": ["no metric"]}')
+    assert run_folder.read(tmp_path).summary["best_epoch"] == 2, "by accuracy, where the metric is not known"
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [

@@ -10,7 +10,7 @@ from finetune.reporting import terminal
 RATES = [Rate(0.1, start=3), Rate(0.1, start=2), Rate(1.0)]  # further depths start in the third epoch and the fourth
 RESULT = {
     **{"best_epoch": 3, "best_val_accuracy": 0.75, "best_val_loss": 0.5, "total_seconds": 12.3, "epochs_run": 5},
-    **{"stopped_early": True, "val_images": 40},
+    **{"stopped_early": True, "val_images": 40, "best_val_macro_f1": 0.7},
 }
 
 
@@ -26,6 +26,11 @@ RESULT = {
             {"best_by": "loss", "patience": 2, "min_delta": 0.05},
             "Lowest validation loss 0.5000 (accuracy 0.7500) in epoch 3, after 12 s in all.",
             "Stopped early, after 5 epochs: validation loss did not improve by 0.05 for 2 epochs (--patience).",
+        ),
+        (
+            {"best_by": "macro_f1", "patience": 2},
+            "Best validation macro f1 0.7000 (accuracy 0.7500) in epoch 3, after 12 s in all.",
+            "Stopped early, after 5 epochs: validation macro_f1 did not improve for 2 epochs (--patience).",
         ),
     ],
 )

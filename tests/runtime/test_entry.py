@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from support import ROOT, wait_for
+from support import ROOT, wait_for, with_defaults
 
 from finetune.data import dataset
 from finetune.errors import UserError
@@ -156,3 +156,14 @@ def test_an_error_that_all_processes_find_is_printed_once(start):
     assert run.wait(60) == [2, 2], run.said
     assert run.said.count("error: last_layers: --layers 99") == 1, run.said
     assert "omitting" not in run.said, "no warning of torch about the connection"
+
+
+@pytest.mark.slow
+def test_a_run_whose_reader_closes_early_ends_with_141_and_can_be_resumed(image_folder, tmp_path):
+    words = with_defaults(["--data", str(image_folder), "--output", str(tmp_path / "run")])
+    command = f'{sys.executable} train.py "$@" | head -n 1; exit ${{PIPESTATUS[0]}}'
+    done = subprocess.run(
+        ["bash", "-c", command, "bash", *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 141
+    assert "Traceback" not in done.stderr

@@ -1,6 +1,7 @@
 """The files of launch/: Accelerate reads each configuration, and those that a CPU can run train."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -68,6 +69,35 @@ def test_accelerate_reads_every_configuration():
         "multi_gpu.yaml": ("MULTI_GPU", 1, 2),
         "multi_node.yaml": ("MULTI_GPU", 2, 16),
     }
+
+
+@pytest.mark.parametrize("place", ["", "fold-2/"], ids=["a run", "a cross-validation"])
+def test_a_job_that_was_stopped_is_requeued_and_resumes(tmp_path, place):
+    """slurm_run.sh, with Slurm's commands replaced by some that write down how they were called."""
+    calls, run = tmp_path / "calls", tmp_path / "run"
+    for name in ("srun", "scontrol"):
+        command = tmp_path / "bin" / name
+        command.parent.mkdir(exist_ok=True)
+        command.write_text(f'#!/bin/bash\necho {name} "$@" >> {calls}\necho JobState=RUNNING\n[ {name} = scontrol ]\n')
+        command.chmod(0o755)
+    (run / place).mkdir(parents=True)
+    environment = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+
+    def start() -> str:
+        calls.unlink(missing_ok=True)
+        script = f"output={run}\n. launch/slurm_run.sh"
+        subprocess.run(["bash", "-c", script, "job", "--recipe", "best"], cwd=ROOT, env=environment, check=False)
+        return calls.read_text()
+
+    first = start()
+    assert "--recipe best" in first
+    assert "--resume" not in first
+    assert "requeue" not in first
+    (run / place / "config.json").touch()
+    (run / place / "resume-me").touch()
+    second = start()
+    assert f"--output {run} --resume" in second
+    assert "scontrol requeue 7" in second
 
 
 def test_every_file_says_how_it_is_used():

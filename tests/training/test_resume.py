@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import time
@@ -13,7 +14,7 @@ import torch
 import wandb_file
 from accelerate import Accelerator, debug_launcher
 from safetensors.torch import load_file
-from support import STATEFUL, assert_same, metrics, no_pictures, reset_accelerate, wait_for, write_images
+from support import ROOT, STATEFUL, assert_same, metrics, no_pictures, reset_accelerate, wait_for, write_images
 
 from finetune.models import network
 from finetune.runtime import cpu, devices
@@ -150,6 +151,13 @@ def test_a_setting_that_may_not_change_is_refused_and_nothing_is_touched(train, 
     assert train("--epochs", "1", *same, *flags, "--resume")[0] == 2
     assert message in capsys.readouterr().err
     assert before == {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+
+
+def test_the_guide_lists_every_setting_that_may_change():
+    text = (ROOT / "docs" / "resuming.md").read_text()
+    start = text.index("These settings may change")
+    listed = set(re.findall(r"`([a-z-]+)`", text[start : text.index("Schedules are functions")]))
+    assert listed - {"--minutes"} == {name.replace("_", "-") for name in resume.MAY_CHANGE}
 
 
 def test_the_epochs_that_minutes_has_chosen_may_not_change(train, capsys):

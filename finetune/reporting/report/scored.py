@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from finetune.data.types import ImageSet, Joined, Split
+from finetune.data.types import ImageSet, Split, joined
 from finetune.errors import UserError
 from finetune.reporting import run_folder
 from finetune.reporting.run_folder import RunFiles
@@ -92,17 +92,8 @@ def pooled(parts: list[Scored | None], imageset: list[ImageSet] | None) -> Score
     if all(before):
         columns = zip(*((one.labels, one.predicted, one.confidence) for one in before), strict=True)
         uncalibrated = Predictions(*map(np.concatenate, columns))
-    images = _joined([one.splits["test"] for one in imageset]) if imageset else None
+    images = joined([one.splits["test"] for one in imageset]) if imageset else None
     return Scored("out of fold", scores, uncalibrated, images)
-
-
-def _joined(splits: list[Split]) -> Split:
-    labels = [label for split in splits for label in split.labels]
-    names = [name for split in splits for name in split.names()]
-    if all(isinstance(split.items, list) for split in splits):
-        return Split(names, labels)
-    positions = [position for split in splits for position in split.positions]
-    return Split(Joined([split.items for split in splits]), labels, pool=splits[0].whole, positions=positions)
 
 
 def is_number(value: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from finetune import recipes
 from finetune.config.schema import fits
 from finetune.config.settings import Recipe
-from finetune.data import folds, readers
+from finetune.data import folds, run_images
 from finetune.data.types import ImageSet
 from finetune.errors import UserError
 from finetune.models import metadata
@@ -56,15 +56,18 @@ class Subject:
         return all(run.ended for run in self.runs) and len(self.runs) == max(self.folds, 1)
 
 
-def read(folder: Path) -> Subject:
-    """Read a run's folder, its model folder or that of a cross-validation. Raises `UserError` for any other."""
+def read(folder: Path, data: str | None = None) -> Subject:
+    """Read a run's folder, its model folder or that of a cross-validation. Raises `UserError` for any other.
+
+    `data` is where its images are now, if they have been moved.
+    """
     folder = files.expanded(folder)
     if folder.name == "model" and (folder.parent / run_folder.CONFIG).is_file():
         folder = folder.parent
     if not (folder / run_folder.CONFIG).is_file() and (folder / "fold-1").is_dir():
-        return _read_folds(folder)
+        return _read_folds(folder, data)
     run = run_folder.read(folder)
-    classes, recipe, model = _classes(run), _recipe(run), _metadata(run)
+    classes, recipe, model = _classes(run), run_images.moved(_recipe(run), data), _metadata(run)
     result = scored.of_run(run, len(classes))
     notes = [] if run.ended else [_unfinished(run)]
     imageset = _images(recipe, [run], notes)
@@ -74,13 +77,13 @@ def read(folder: Path) -> Subject:
     return Subject(folder, run.name, [run], 0, recipe, classes, model, result, trained, notes)
 
 
-def _read_folds(folder: Path) -> Subject:
+def _read_folds(folder: Path, data: str | None) -> Subject:
     found = sorted(folder.glob(f"fold-*/{run_folder.METRICS}"), key=lambda path: (len(str(path)), path))
     runs = [run_folder.read(path.parent) for path in found if path.stat().st_size]
     if not runs:
         raise UserError(f"{folder}: no fold has finished an epoch, so there is nothing to show yet.")
     first = runs[0]
-    classes, recipe, model = _classes(first), _recipe(first), _metadata(first)
+    classes, recipe, model = _classes(first), run_images.moved(_recipe(first), data), _metadata(first)
     count, notes = recipe.images.folds or len(runs), []
     if any(_classes(run) != classes for run in runs):
         raise UserError(f"{folder}: the folds have different classes, so they are of different runs.")
@@ -118,18 +121,15 @@ def _images(recipe: Recipe, runs: list[RunFiles], notes: list[str]) -> list[Imag
     """The images of each run; None, with a note why, where they cannot be read or are others by now."""
     settings, seed = recipe.images, recipe.run.seed
     try:
-        whole = readers.read(replace(settings, folds=None, fold=None), recipe.net.in_channels, seed)
+        whole = run_images.read_whole(replace(settings, folds=None, fold=None), recipe.net.in_channels, seed)
         parts = [whole]
         if settings.folds:
             parts = [folds.split(whole, replace(settings, fold=run.config.get("fold")), seed) for run in runs]
+        for run, part in zip(runs, parts, strict=True):
+            run_images.check(part, run.config, settings.data)
     except (UserError, OSError) as error:
-        notes.append(f"There are no pictures, since the images cannot be read: {error}")
+        notes.append(f"There are no pictures: {error}")
         return None
-    for run, part in zip(runs, parts, strict=True):
-        now = {"images": part.fingerprint(), "image_sizes": part.sizes()}
-        if any(run.config.get(name, value) != value for name, value in now.items()):
-            notes.append("There are no pictures, since the images have changed after the training.")
-            return None
     return parts
 
 
