@@ -119,8 +119,10 @@ def at_the_top(module: str) -> set[str]:
 
 
 def test_what_promises_not_to_import_torch_does_not():
-    promises = [name for name in MODULES if re.search(r"\bimports\s+torch\b", ast.get_docstring(tree(name)))]
-    assert len(promises) >= 3
+    promises = [
+        name for name in MODULES if re.search(r"Nothing\s+here\s+imports\s+torch", ast.get_docstring(tree(name)))
+    ]
+    assert len(promises) >= 10
     for name in promises:
         for inner in [one for one in MODULES if one == name or one.startswith(f"{name}.")]:
             assert at_the_top(inner) & HEAVY <= {"matplotlib"}, inner

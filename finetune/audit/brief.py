@@ -22,7 +22,7 @@ class Brief:
 
 
 def brief(imageset: ImageSet) -> Brief:
-    """Look at a run's images. Of images that are no files, or of very many, classes are counted alone."""
+    """Look at a run's images. Of arrays, or of more than `MOST` files, only classes are counted."""
     counts = [imageset.splits["train"].labels.count(label) for label in range(len(imageset.classes))]
     lines = {"balance": f"{min(counts)} to {max(counts)} training images of a class"}
     splits = imageset.splits.values()

@@ -74,8 +74,8 @@ def find(data: Collection) -> list[Finding]:
 
 def ordered(found: list[Finding]) -> list[Finding]:
     """The findings in the order of KINDS; those of a kind stay as they are."""
-    place = {kind: k for k, kind in enumerate(KINDS)}
-    return sorted(found, key=lambda finding: place[finding.kind])
+    position = {kind: k for k, kind in enumerate(KINDS)}
+    return sorted(found, key=lambda finding: position[finding.kind])
 
 
 def summary(data: Collection) -> dict[str, str]:

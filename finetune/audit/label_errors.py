@@ -1,4 +1,4 @@
-"""Likely label errors among held-out images, by confident learning. Imports torch late."""
+"""Likely label errors among held-out images, by confident learning. Nothing here imports torch."""
 
 from __future__ import annotations
 

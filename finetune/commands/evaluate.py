@@ -43,7 +43,7 @@ class Options:
     some_classes: bool = False
     """The images may lack some of the model's classes."""
     abstain: Probability = 0.0
-    """Also give the accuracy on the images whose highest probability is at least this, and their share. 0: neither."""
+    """Also give the accuracy on images whose highest probability is at least this, and their fraction. 0: neither."""
     tta: bool = False
     """Test-time augmentation: the mean of an image's and its mirror image's probabilities."""
     json: bool = False
@@ -187,7 +187,7 @@ def measure(scores: Scores, first: Predictions, classes: list[str]) -> dict[str,
 
 
 def coverage(scores: Scores, below: float) -> dict[str, float | None]:
-    """The share of images whose highest probability is not below this, and the accuracy on them; None for no image."""
+    """The fraction of images whose highest probability is not below this, and their accuracy; None for no image."""
     kept = scores.probabilities[:, 0] >= below  # (N,)
     correct = (scores.predictions[:, 0] == scores.labels)[kept]
     return {
@@ -224,8 +224,8 @@ def show(metrics: dict[str, Any], skipped: int, console: Console) -> None:
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:
-        shares = (f"{row[key]:.3f}" for key in ("precision", "recall", "f1"))
-        table.add_row(printable(row["name"]), str(row["images"]), str(round(row["images"] * row["recall"])), *shares)
+        values = (f"{row[key]:.3f}" for key in ("precision", "recall", "f1"))
+        table.add_row(printable(row["name"]), str(row["images"]), str(round(row["images"] * row["recall"])), *values)
     console.print(table)
     if metrics["confusions"]:
         console.print("\nmost confused: true → predicted (images)")

@@ -11,7 +11,7 @@ from finetune.commands import ModelArgument, WeightsOption, new_file
 from finetune.config.command_line import parse
 from finetune.config.settings import Bounds, NonNegativeFloat, PositiveInt
 from finetune.errors import UserError
-from finetune.inference.export_forms import OPSETS_OF_INT8, Form, files_of
+from finetune.inference.export_forms import OPSET, OPSETS_OF_INT8, Form, files_of
 
 if TYPE_CHECKING:
     from finetune.inference.examples import Examples
@@ -43,7 +43,7 @@ class Options:
     """Training images that --int8 measures on, as many of each class."""
     tolerance: NonNegativeFloat = 2.0
     """Points of validation accuracy that --int8 may lose; without labels, points of changed predictions."""
-    opset: Annotated[int, Bounds(at_least=1, at_most=99)] = 18
+    opset: Annotated[int, Bounds(at_least=1, at_most=99)] = OPSET
     """ONNX operator set."""
     images: Path | None = None
     """An image or a folder of images for the comparison; for --int8 one part calibrates and another is compared, and

@@ -15,7 +15,7 @@ STARTER_MODEL, STARTER_SIZE = "shufflenet_v2_x0_5", 64  # the built-in backbone 
 
 
 class Bounds(NamedTuple):
-    """The interval of a number, which is always finite; `config/bounds.py` checks it."""
+    """The interval of a number, which is always finite; `config/schema.py` checks it."""
 
     at_least: float | None = None
     above: float | None = None

@@ -1,4 +1,4 @@
-"""What one decoding tells of an image: size, kind, brightness, sharpness, and what finds its copies.
+"""Facts of an image from one decoding: size, format, brightness, sharpness, perceptual hashes.
 
 Nothing here imports torch.
 """

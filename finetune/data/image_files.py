@@ -1,4 +1,4 @@
-"""Image files: which count, how they are opened, and deep grey as 8 bits. Nothing here imports torch."""
+"""Image files: accepted extensions, opening, and 16-bit or float grey as 8 bits. Nothing here imports torch."""
 
 from __future__ import annotations
 

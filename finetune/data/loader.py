@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from finetune.config.settings import Recipe
 from finetune.data.dataset import Sample, Samples
-from finetune.data.sampler import GlobalBatches, Share, Views, check_pairs
+from finetune.data.sampler import GlobalBatches, Shard, Views, check_pairs
 from finetune.data.transforms import evaluation_transform, flipped_transforms, mixing, training_transform
 from finetune.data.types import Split
 from finetune.models.architectures import Preprocess
@@ -72,7 +72,7 @@ def make_loaders(
     `accelerator.prepare`: `GlobalBatches` already takes this process's part.
     """
     images, training, seed = recipe.images, recipe.training, recipe.run.seed
-    share = Share(accelerator.process_index, accelerator.num_processes, training.loaded_micro_batches)
+    shard = Shard(accelerator.process_index, accelerator.num_processes, training.loaded_micro_batches)
     workers = worker_count(images.workers, accelerator.device)
     ending = multiprocessing.RawValue(ctypes.c_byte) if workers else None
     if workers:
@@ -82,18 +82,18 @@ def make_loaders(
         count = len(split.labels)
         if name == "train":
             if pairs:
-                check_pairs(count, training.batch_size, share.accumulate, share.processes)
+                check_pairs(count, training.batch_size, shard.accumulate, shard.processes)
             transform = training_transform(preprocess, images)
             mix = mixing(images.mixup, images.cutmix)
             labels = torch.tensor(split.labels)
             image_weights = 1 / torch.bincount(labels)[labels].double() if images.balanced else None
             # Without augmentation all views are the same. Mixed images differ in each epoch.
             views = Views(0 if mix else 1 if images.augment == "none" else images.views, frozen_epochs)
-            batches = GlobalBatches(count, training.batch_size, seed, share, image_weights, pairs, views)
+            batches = GlobalBatches(count, training.batch_size, seed, shard, image_weights, pairs, views)
         else:
             transform, mix = evaluation_transform(preprocess), None
-            own = Share(share.process, share.processes)
-            batches = GlobalBatches(count, training.eval_batch_size * share.processes, None, own)
+            own = Shard(shard.process, shard.processes)
+            batches = GlobalBatches(count, training.eval_batch_size * shard.processes, None, own)
         loaders[name] = DataLoader(
             Samples(split, len(preprocess.mean), transform, seed, mix),
             batch_sampler=batches,

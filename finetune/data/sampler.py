@@ -14,7 +14,7 @@ from finetune.errors import UserError
 
 
 @dataclass(frozen=True)
-class Share:
+class Shard:
     """The part of each global batch that one process gets."""
 
     process: int = 0
@@ -52,7 +52,7 @@ class GlobalBatches(Sampler[list[Draw]]):
         count: int,
         batch_size: int,
         seed: int | None,
-        share: Share | None = None,
+        shard: Shard | None = None,
         image_weights: Tensor | None = None,
         pairs: bool = False,
         views: Views | None = None,
@@ -64,7 +64,7 @@ class GlobalBatches(Sampler[list[Draw]]):
         neither processes nor accumulation: a run can be resumed with any number of them.
         """
         self.count, self.seed, self.image_weights = count, seed, image_weights
-        self.share, self.views = share or Share(), views or Views()
+        self.shard, self.views = shard or Shard(), views or Views()
         self.epoch = self.first = 0
         self.starts = list(range(0, count, batch_size))
         if seed is not None and pairs and joins(count % batch_size, batch_size) and len(self.starts) > 1:
@@ -87,16 +87,16 @@ class GlobalBatches(Sampler[list[Draw]]):
         return self.views.of(epoch)
 
     def __len__(self) -> int:
-        return (self.steps - self.first) * self.share.accumulate
+        return (self.steps - self.first) * self.shard.accumulate
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        order, view, share = self._order(), self.view(self.epoch), self.share
-        stride = share.processes * share.accumulate
+        order, view, shard = self._order(), self.view(self.epoch), self.shard
+        stride = shard.processes * shard.accumulate
         for start, stop in zip(self.starts[self.first :], self.stops[self.first :], strict=True):
             batch = order[start:stop]
             draws = [Draw(view, k, 1 / len(batch), batch[p - 1], p) for p, k in enumerate(batch)]
-            for number in range(share.accumulate):
-                own = draws[share.process + share.processes * number :: stride]
+            for number in range(shard.accumulate):
+                own = draws[shard.process + shard.processes * number :: stride]
                 yield own or [draws[0]._replace(weight=0.0)]
 
     def _order(self) -> list[int]:

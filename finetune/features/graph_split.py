@@ -15,12 +15,12 @@ from typing import Any
 import torch
 import torchvision
 from torch import Tensor, fx, nn
-from torch.nn.modules.dropout import _DropoutNd  # private: without it, each dropout class would have to be named
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import StochasticDepth
 
 from finetune.models import gradient_checkpointing, trial_run
 from finetune.models.network import Network
+from finetune.training.dropout import DROPPING
 
 PROBE = 11  # images of the trial run on the meta device: a first axis of this length is the batch
 
@@ -41,8 +41,6 @@ class Split:
     """The tensor's, without the batch axis."""
     prefix_flops: int
     """Floating-point operations of the prefix's forward pass for one image."""
-    suffix_flops: int
-    """Those of the suffix."""
 
     @property
     def values(self) -> int:
@@ -112,10 +110,10 @@ class Splitter:
         for k in reversed([k for k in points if weighted and weighted[0] <= k]):
             found = self._probe.shapes.get(nodes[k].name)
             if found and found[0] == PROBE:
-                flops = [self._probe.flops[node.name] for node in nodes]
+                flops = sum(self._probe.flops[node.name] for node in nodes[: k + 1])
                 path = next(reversed(nodes[k].meta.get("nn_module_stack") or [""]))
                 module = nodes[k].target if nodes[k].op == "call_module" else f"{path}.{nodes[k].name}".lstrip(".")
-                return Split(training, evaluation, k + 1, module, found[1:], sum(flops[: k + 1]), sum(flops[k + 1 :]))
+                return Split(training, evaluation, k + 1, module, found[1:], flops)
         return None
 
     @property
@@ -207,8 +205,7 @@ def _fixed(node: fx.Node, model: nn.Module, modules: dict[str, nn.Module]) -> bo
     inside = list(modules[node.target].modules())
     if any(parameter.requires_grad for parameter in modules[node.target].parameters()):
         return False
-    random = (_DropoutNd, StochasticDepth)
-    return not any(m.training and (isinstance(m, random) or [*m.parameters(), *m.buffers()]) for m in inside)
+    return not any(m.training and (isinstance(m, DROPPING) or [*m.parameters(), *m.buffers()]) for m in inside)
 
 
 def _single(graph: fx.Graph, frozen: int) -> list[int]:

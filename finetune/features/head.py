@@ -1,4 +1,4 @@
-"""A linear head that is solved on frozen features: whether it can be, and how it is."""
+"""The solved linear head: whether a run can have one, its views, and the call of the solver."""
 
 from __future__ import annotations
 

@@ -26,7 +26,6 @@ PACKAGES = {
     "openvino": ("openvino",),
     "executorch": ("executorch",),
 }  # fmt: skip
-EXTRAS = {"onnx": "export", "openvino": "openvino", "executorch": "executorch"}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Runs side by side: the settings that differ, results, order. Imports no torch."""
+"""Runs side by side: the settings that differ, results, order. Nothing here imports torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cross-validation: a run for each fold, and the table, scores and predictions of all. Imports torch late.
+"""Cross-validation: a run for each fold, and the table, scores and predictions of all. Nothing here imports torch.
 
 Each image is predicted once, by a model whose run it did not touch: it was neither trained nor chosen on it.
 """
@@ -28,7 +28,7 @@ PREDICTIONS = "out_of_fold.csv"
 
 
 def run(recipe: Recipe, arguments: list[str], train: Callable[[list[str]], int]) -> int:
-    """Train the runs of all folds in turn, in folders of their own, and write what they say together.
+    """Train the runs of all folds in turn, in folders of their own, and write their pooled results.
 
     `train` runs a command line and returns its exit code. Returns the first that is not 0, else 0. With `--resume`,
     finished folds are kept.

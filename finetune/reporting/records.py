@@ -1,4 +1,4 @@
-"""The records of a run: config.json, a line of metrics.jsonl per epoch, summary.json."""
+"""The records of a run: config.json, a record of metrics.jsonl per epoch, summary.json."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HEAD_FIELDS = ("l2", "views", "fold_loss", "fold_accuracy", "fold_accuracy_sd") 
 
 
 def config(recipe: Recipe, imageset: ImageSet, accelerator: Accelerator) -> dict[str, Any]:
-    """config.json: every resolved setting, and what else a repetition needs: classes, processes, versions, commit."""
+    """config.json: every resolved setting, and what reproducing it needs: classes, processes, versions, commit."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

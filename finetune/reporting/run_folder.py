@@ -1,4 +1,4 @@
-"""A run's folder: its path, its files, and reading it back. Imports no torch."""
+"""A run's folder: its path, its files, and reading it back. Nothing here imports torch."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def epoch_line(record: dict[str, Any], epochs: int, improved: bool) -> str:
 
 def interpolation_line(record: dict[str, Any], chosen: bool, better: bool) -> str:
     """Weights between those before and after training in one line, from their record."""
-    verdict = "best" if chosen else "better by chance, perhaps" if better else ""
+    verdict = "best" if chosen else "better, but within one standard error" if better else ""
     return (
         f"{record['interpolation']:.0%} of the way from the solved head  "
         f"val loss {record['val_loss']:.4f} acc {record['val_accuracy']:.4f}  {verdict}".rstrip()

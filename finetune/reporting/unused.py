@@ -1,4 +1,4 @@
-"""The settings of a run that change nothing in it: who gives one waits for an effect, so the plan names them."""
+"""Settings without effect in a run, for the plan's `no effect` line."""
 
 from __future__ import annotations
 

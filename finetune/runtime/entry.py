@@ -113,7 +113,7 @@ def ctrl_c_kills() -> Iterator[None]:
 
 @contextmanager
 def imports() -> Iterator[None]:
-    """While a program imports its packages, the garbage collector rests, and Ctrl-C ends the program at once.
+    """Disable garbage collection while a program imports its packages, and let Ctrl-C end it at once.
 
     Imports make half a million objects and next to no garbage. To search these takes a third of the imports' time, and
     as much again at the program's end; `gc.freeze` keeps the collector from them. In a process that `run` did not

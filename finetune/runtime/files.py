@@ -93,7 +93,7 @@ def parse_json(text: str, path: Path) -> dict[str, Any]:
 
 
 def read_csv(path: Path, needed: Sequence[str], name: str, errors: str = "strict") -> list[dict[str, str]]:
-    """The rows of a CSV file under its header, each with a cell for every column; empty lines are none.
+    """The rows of a CSV file under its header, each with a cell for every column; empty lines are skipped.
 
     `errors` is for bytes that are not UTF-8, as `open` takes it. Raises `UserError`, which begins with `name`, where
     the file cannot be read, a needed column is missing, or a row is longer or shorter than the header.
@@ -104,7 +104,11 @@ def read_csv(path: Path, needed: Sequence[str], name: str, errors: str = "strict
             table = csv.reader(lines, strict=True)
             columns = next(table, [])
             if not set(needed) <= set(columns) or len(set(columns)) < len(columns):
-                raise UserError(f"{name} needs a first line with the columns {' and '.join(needed)}, each once.")
+                found = f"has {', '.join(columns)}" if columns else "is empty"
+                hint = " Separate the columns by commas." if len(columns) == 1 and ";" in columns[0] else ""
+                raise UserError(
+                    f"{name} needs a first line with the columns {' and '.join(needed)}, each once; it {found}.{hint}"
+                )
             rows = []
             for cells in table:
                 if cells and len(cells) != len(columns):
@@ -115,6 +119,8 @@ def read_csv(path: Path, needed: Sequence[str], name: str, errors: str = "strict
                 if cells:
                     rows.append(dict(zip(columns, cells, strict=True)))
             return rows
+    except FileNotFoundError as error:
+        raise UserError(f"{name}: there is no such file.") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{name} cannot be read as CSV in UTF-8: {error}") from error
 

@@ -75,8 +75,8 @@ def find(run: Path, predictor: Predictor) -> list[Example]:
     correct = scores.predictions[:, 0] == scores.labels
     order = scores.losses.argsort().tolist()
     wrong = [k for k in reversed(order) if not correct[k]]
-    right = _classes_in_turn([k for k in order if correct[k]], val.labels)
-    chosen = [*wrong[: max(WRONG, COUNT - len(right))], *right][:COUNT]
+    shown = _classes_in_turn([k for k in order if correct[k]], val.labels)
+    chosen = [*wrong[: max(WRONG, COUNT - len(shown))], *shown][:COUNT]
     channels = predictor.metadata.net.in_channels
     return [
         Example(_item(val.items[k], channels), classes[val.labels[k]], classes[int(scores.predictions[k, 0])])

@@ -62,7 +62,7 @@ class Checkpoints:
         self.best: dict[str, Tensor] = {}
         self.start: dict[str, Tensor] = {}
         """The weights before the first epoch, for `--interpolate`."""
-        self.newest = ""
+        self.newest = ("", 0)  # the name of the last one, and its records: the solved head's has the name of the start
         self.started, self.took = 0.0, 0.0  # of the last one, in seconds
         self.writer, self.writing = ThreadPoolExecutor(1, "checkpoint"), None
 
@@ -91,9 +91,9 @@ class Checkpoints:
         sums = self.accelerator.gather(state.sums[None]).tolist()
         check_finite(sum(loss for loss, _, _ in sums), state.epoch)
         too_soon = optional and self.took > TIME_LIMIT * (time.monotonic() - self.started)
-        if self.accelerator.is_main_process and name != self.newest and not too_soon:
+        if self.accelerator.is_main_process and (name, len(state.history)) != self.newest and not too_soon:
             self.finish()
-            self.newest, self.started, self.took = name, time.monotonic(), math.inf
+            self.newest, self.started, self.took = (name, len(state.history)), time.monotonic(), math.inf
             saved = {"format": FORMAT, **self.about, "state": state.as_json(), "sums": sums}
             saved["rates"] = [group["lr"] for group in self.optimizer.param_groups]
             tensors = {"model": self._changing(self.network.model), "optimizer": self._optimizer_state()}
@@ -115,7 +115,7 @@ class Checkpoints:
         except (OSError, SafetensorError) as error:
             last = max(names(self.folder), default=None)
             raise UserError(
-                f"the checkpoint {self.newest} in {self.folder} cannot be written "
+                f"the checkpoint {self.newest[0]} in {self.folder} cannot be written "
                 f"({getattr(error, 'strerror', None) or error}); "
                 f"{f'the last whole one is {last.name}' if last else 'there is none before it'}. "
                 f"Make room, then go on with --resume."
@@ -188,7 +188,7 @@ class Checkpoints:
             self.accelerator.scaler.load_state_dict(found.saved["scaler"])
         self.best = _read(found.folder / "best.safetensors")
         self.start = _read(found.folder / "start.safetensors")
-        self.newest = found.folder.name
+        self.newest = found.folder.name, len(found.state["history"])
         if self.accelerator.is_main_process:
             leftovers = [path for path in self.folder.iterdir() if path.name.startswith(".")]
             for path in [*found.damaged, *leftovers]:

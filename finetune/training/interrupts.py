@@ -1,4 +1,4 @@
-"""What interrupts the loop between two steps: a signal, which asks the run to stop, and a checkpoint that is due."""
+"""Stop signals and due checkpoints, agreed on by all processes between two steps."""
 
 from __future__ import annotations
 

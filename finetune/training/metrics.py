@@ -1,4 +1,4 @@
-"""Metrics of a model's predictions, from NumPy arrays. The module does not import torch at its top."""
+"""Metrics of a model's predictions, from NumPy arrays. Nothing here imports torch."""
 
 from __future__ import annotations
 

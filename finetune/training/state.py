@@ -48,7 +48,7 @@ class State:
     epoch: int = 0
     """The current epoch, from 0."""
     step: int = 0
-    """Optimizer steps taken. Where they are all of the current epoch's, it is trained and not yet evaluated."""
+    """Optimizer steps taken. Where the current epoch has none left, only its evaluation is missing."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """The records of metrics.jsonl."""
     best: dict[str, Any] | None = None

@@ -1,4 +1,4 @@
-"""How long a run takes: timed on a few images before it starts, so that its plan can tell and `--minutes` be kept."""
+"""Estimate a run's duration from a few timed images, for the plan and `--minutes`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from finetune.config.settings import Recipe
 from finetune.errors import UserError
 from finetune.models.network import Network
 from finetune.runtime import devices
-from finetune.training.interpolation import SHARES
+from finetune.training.interpolation import ALPHAS
 from finetune.training.state import State
 
 IMAGES = 8  # that are timed, at most
-CALLS, ENOUGH = 3, 10.0  # calls that are timed, and the seconds after which no other one is
+CALLS, ENOUGH = 3, 10.0  # calls that are timed, and seconds after which no further call is
 MARGIN = 0.15  # of a budget, for what is not timed: the optimizer, checkpoints, pictures
 
 
@@ -82,7 +82,7 @@ def measure(
     return Estimate(
         head=seconds(counts["train"] * views, evaluate) + val if views else 0.0,
         epoch=seconds(counts["train"], train) + val,
-        end=seconds(counts.get("test", 0), evaluate) + val * (len(SHARES) if recipe.training.interpolate else 0),
+        end=seconds(counts.get("test", 0), evaluate) + val * (len(ALPHAS) if recipe.training.interpolate else 0),
     )
 
 

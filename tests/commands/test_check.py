@@ -124,7 +124,7 @@ def test_the_built_in_images_can_be_checked(capsys):
         (["nowhere"], "--data nowhere does not exist"),
         (["{folder}", "--val-fraction", "1"], "--val-fraction 1.0: must be"),
         (["{folder}", "--html", "{folder}/notes.txt"], "exists already"),
-        (["{folder}", "--exclude", "{folder}/none.csv"], "cannot be read as CSV"),
+        (["{folder}", "--exclude", "{folder}/none.csv"], "none.csv: there is no such file"),
     ],
 )
 def test_a_mistake_is_named(folder, capsys, words, message):

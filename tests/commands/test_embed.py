@@ -91,7 +91,7 @@ def test_images_that_do_not_decode_are_reported_and_left_out(trained, call, imag
     good = image_folder / "val" / "red" / "00.jpg"
     code, _, err = call("embed", trained / "fast", tmp_path / "a.jpg", good, "--output", tmp_path / "f.npz")
     assert code == 2
-    assert f"{tmp_path / 'a.jpg'}  ERROR cannot identify" in err
+    assert f"{tmp_path / 'a.jpg'}  ERROR it is no image" in err
     assert "1 of 2 images could not be read and are left out" in err
     assert np.load(tmp_path / "f.npz")["paths"].tolist() == [str(good)]
 

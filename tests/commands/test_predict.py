@@ -50,7 +50,7 @@ def test_the_row_of_a_bad_image_has_its_error_and_the_others_are_classified(trai
         rows = [json.loads(line) for line in out.splitlines()]
         assert code == 2
         assert [("error" in row, "class" in row) for row in rows] == [(True, False), (False, True), (True, False)]
-        assert "cannot identify" in rows[0]["error"]
+        assert "it is no image" in rows[0]["error"]
         assert "No such file" in rows[2]["error"]
         assert "2 of 3 images could not be read" in err
     code, out, _ = call("predict", trained / "fast", tmp_path / "a.jpg", good, "--csv")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from finetune.data.sampler import GlobalBatches, Share, Views, check_pairs, smallest_micro_batch, weighted_draw
+from finetune.data.sampler import GlobalBatches, Shard, Views, check_pairs, smallest_micro_batch, weighted_draw
 from finetune.errors import UserError
 
 
@@ -11,7 +11,7 @@ from finetune.errors import UserError
 @pytest.mark.parametrize("count", [1, 5, 21, 24])
 def test_processes_share_the_same_global_batches(count, processes):
     whole = list(GlobalBatches(count, 6, seed=0))
-    parts = [list(GlobalBatches(count, 6, 0, Share(process, processes))) for process in range(processes)]
+    parts = [list(GlobalBatches(count, 6, 0, Shard(process, processes))) for process in range(processes)]
     assert all(len(part) == len(whole) for part in parts)
     for number, batch in enumerate(whole):
         drawn = [draw for part in parts for draw in part[number] if draw.weight > 0]
@@ -24,7 +24,7 @@ def test_processes_share_the_same_global_batches(count, processes):
 
 def test_micro_batches_of_all_processes_are_the_global_batch():
     whole = list(GlobalBatches(21, 8, seed=0))
-    parts = [list(GlobalBatches(21, 8, 0, Share(process, 2, accumulate=3))) for process in range(2)]
+    parts = [list(GlobalBatches(21, 8, 0, Shard(process, 2, accumulate=3))) for process in range(2)]
     assert [len(part) for part in parts] == [9, 9]
     for number, batch in enumerate(whole):
         micro_batches = [part[3 * number + k] for part in parts for k in range(3)]
@@ -44,7 +44,7 @@ def test_each_epoch_has_an_order_of_its_own_and_the_same_each_time():
 
 
 def test_an_epoch_can_begin_at_any_of_its_batches():
-    batches = GlobalBatches(21, 4, 0, Share(accumulate=2))
+    batches = GlobalBatches(21, 4, 0, Shard(accumulate=2))
     whole = list(batches)
     for first in range(batches.steps + 1):
         batches.start_at(0, first)
@@ -93,8 +93,8 @@ def test_launches_whose_micro_batches_have_one_image_are_refused_and_no_others()
     for count in range(1, 30):
         for batch_size in range(1, 16):
             for processes, accumulate in ((1, 1), (2, 1), (1, 2), (2, 2), (3, 1)):
-                shares = [Share(process, processes, accumulate) for process in range(processes)]
-                micro_batches = [b for share in shares for b in GlobalBatches(count, batch_size, 0, share, pairs=True)]
+                shards = [Shard(process, processes, accumulate) for process in range(processes)]
+                micro_batches = [b for shard in shards for b in GlobalBatches(count, batch_size, 0, shard, pairs=True)]
                 smallest = min(sum(draw.weight > 0 for draw in micro_batch) for micro_batch in micro_batches)
                 assert smallest_micro_batch(count, batch_size, processes * accumulate) == smallest
                 if smallest >= 2:
@@ -112,7 +112,7 @@ def test_an_epoch_that_goes_on_over_another_number_of_processes_draws_each_image
     drawn = []
     for processes, accumulate, first, last in ((before, 1, 0, 2), (after, 2, 2, None)):
         for process in range(processes):
-            batches = GlobalBatches(count, 6, 0, Share(process, processes, accumulate), pairs=True)
+            batches = GlobalBatches(count, 6, 0, Shard(process, processes, accumulate), pairs=True)
             batches.start_at(1, first)
             taken = list(batches)[: None if last is None else last * accumulate]
             drawn += [draw.index for batch in taken for draw in batch if draw.weight > 0]

@@ -28,6 +28,10 @@ from finetune.training.state import State
 
 PREPROCESS = Preprocess(9, 8, "bilinear", (0.5,), (0.5,))
 SETTINGS = {"lr": 1.0, "epochs": 3, "versions": {}, "threads": 1, "image_sizes": ""}
+RECORD = {
+    **{"epoch": 1, "step": 0, "lr": {"head": 1e-3}, "train_loss": 0.7, "train_accuracy": 0.5, "val_loss": 0.6},
+    **{"val_accuracy": 0.5, "images_per_second": 9.0, "seconds": 2.0},
+}
 ABOUT = {"settings": SETTINGS, "preprocess": vars(PREPROCESS)}
 
 
@@ -74,6 +78,20 @@ def two(parts, tmp_path) -> Path:
         checkpoints.keep_best({})
         checkpoints.save(state_at(step))
     return tmp_path
+
+
+def test_a_head_that_was_solved_after_a_stop_at_the_start_is_saved(parts, tmp_path):
+    """Both checkpoints have the name of epoch 0 and step 0."""
+    checkpoints = parts[2](tmp_path / "checkpoints")
+    state = state_at(0)
+    checkpoints.save(state)
+    assert saved_checkpoints.find(checkpoints.folder).state["history"] == []
+    state.add(RECORD | {"epoch": 0, "l2": 0.1}, improved=True)
+    for _ in range(2):
+        checkpoints.save(state)
+        found = saved_checkpoints.find(checkpoints.folder)
+        assert [record["l2"] for record in found.state["history"]] == [0.1]
+    assert len(saved_checkpoints.names(checkpoints.folder)) == 1
 
 
 def tensors_of(network: Network, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:

@@ -15,10 +15,10 @@ FLAGS = ("--recipe", "best", "--weights", "starter", "--solver", "lbfgs", "--epo
 
 
 @pytest.fixture(
-    params=[share if share == 0.5 else pytest.param(share, marks=pytest.mark.slow) for share in interpolation.SHARES]
+    params=[alpha if alpha == 0.5 else pytest.param(alpha, marks=pytest.mark.slow) for alpha in interpolation.ALPHAS]
 )
 def run(train, request, monkeypatch) -> tuple[float, Path]:
-    """A run in which the weights of one share are the best."""
+    """A run in which the weights of one mixture are the best."""
     is_better = interpolation.is_better
 
     def best(record: dict, other: dict | None, best_by: str) -> bool:
@@ -32,21 +32,21 @@ def run(train, request, monkeypatch) -> tuple[float, Path]:
     return request.param, output
 
 
-def test_the_model_has_the_weights_of_the_best_share(run):
-    share, output = run
+def test_the_model_has_the_weights_of_the_best_mixture(run):
+    alpha, output = run
     checkpoint = next((output / "checkpoints").iterdir())
     start, end = (load_file(checkpoint / f"{name}.safetensors") for name in ("start", "average"))
     model = load_file(output / "model" / "model.safetensors")
     assert model.keys() == start.keys() == end.keys()
     changed = 0
     for name, value in model.items():
-        expected = torch.lerp(start[name], end[name], share) if value.is_floating_point() else end[name]
+        expected = torch.lerp(start[name], end[name], alpha) if value.is_floating_point() else end[name]
         assert torch.allclose(value, expected, rtol=1e-6, atol=1e-7), name
         changed += not torch.equal(start[name], end[name])
     assert changed > 100, "training changed the weights"
     summary = json.loads((output / "summary.json").read_text())
-    assert summary["interpolation"] == share
-    assert summary["best_epoch"] == (2 if share else 0)
+    assert summary["interpolation"] == alpha
+    assert summary["best_epoch"] == (2 if alpha else 0)
 
 
 def test_the_result_is_no_worse_on_validation_than_both_ends(train):

@@ -33,7 +33,8 @@ def read(images: Images, in_channels: int, seed: int) -> ImageSet:
     _same_classes(top, listed)
     classes = sorted(listed["train"])
     if len(classes) < 2:
-        deeper = f" Did you mean --data {top / classes[0]}?" if (top / classes[0] / "train").is_dir() else ""
+        inside = [path for path in (top / classes[0]).glob("*") if path.is_dir()]  # none of train/
+        deeper = f" Did you mean --data {top / classes[0]}?" if len(inside) > 1 else ""
         raise UserError(f"{top} holds one class only ('{classes[0]}'): a classifier needs at least two.{deeper}")
     every = [path for per_class in listed.values() for paths in per_class.values() for path in paths]
     bad = verify.check(every, images.skip_bad_images, exclusions.read(images.exclude, images.data).removed)

@@ -54,7 +54,7 @@ class Agreement:
     """In [0, 1]; None without labels."""
     model_accuracy: float | None
     equal: float
-    """Share of images with the same prediction as the model's."""
+    """Fraction of images with the same prediction as the model's."""
     difference: float
     """The largest, in a probability."""
 
@@ -73,7 +73,7 @@ class Agreement:
 
 def agreement(model: Callable[[Tensor], Tensor], exported: Callable[[Tensor], Tensor], examples: Examples) -> Agreement:
     """Compare two functions from normalised images (N, C, H, W) to logits (N, classes) on all the examples."""
-    equal = right = model_right = 0
+    equal = correct = model_correct = 0
     difference = 0.0
     for images, labels in examples.batches(BATCH):
         with torch.inference_mode():
@@ -81,12 +81,12 @@ def agreement(model: Callable[[Tensor], Tensor], exported: Callable[[Tensor], Te
         equal += int((found.argmax(1) == expected.argmax(1)).sum())
         difference = max(difference, (found.softmax(1) - expected.softmax(1)).abs().max().item())
         if labels is not None:
-            right += int((found.argmax(1) == labels).sum())
-            model_right += int((expected.argmax(1) == labels).sum())
+            correct += int((found.argmax(1) == labels).sum())
+            model_correct += int((expected.argmax(1) == labels).sum())
     count = len(examples)
     if examples.labels is None:
         return Agreement(count, None, None, equal / count, difference)
-    return Agreement(count, right / count, model_right / count, equal / count, difference)
+    return Agreement(count, correct / count, model_correct / count, equal / count, difference)
 
 
 def same_accuracy(

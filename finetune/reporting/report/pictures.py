@@ -84,8 +84,8 @@ def _by_importance(chosen: Pictures) -> Iterator[int]:
     seen = set(chosen.worst)
     yield from chosen.worst
     wrong = [members for (true, predicted), members in chosen.cells.items() if true != predicted]
-    right = [members for (true, predicted), members in chosen.cells.items() if true == predicted]
-    for group in (wrong, right):
+    correct = [members for (true, predicted), members in chosen.cells.items() if true == predicted]
+    for group in (wrong, correct):
         for turn in zip_longest(*group):
             for k in turn:
                 if k is not None and k not in seen:
