@@ -31,6 +31,7 @@ def nothing_installed(monkeypatch):
         monkeypatch.setitem(PACKAGES, name, ("no_such_package",))
 
 
+@pytest.mark.slow
 def test_the_table_has_a_row_per_form_and_names_what_is_not_installed(trained, call, quick_form, nothing_installed):
     code, out, err = call("bench", trained / "fast", *QUICK)
     assert code == 0, err

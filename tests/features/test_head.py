@@ -32,7 +32,9 @@ def weights(output):
     return load_file(output / "model" / "model.safetensors")
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "maxvit_t" else name for name in FAMILIES]
+)
 def test_every_architecture_is_split_before_its_head(name):
     net = Net(model=name, weights="default")
     model, preprocess, stages = surgery.build(net, 3, empty=True)

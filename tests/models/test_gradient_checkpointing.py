@@ -65,7 +65,9 @@ def test_gradients_and_statistics_are_the_same_to_the_bit(name):
     "flags",
     [
         ("--recipe", "scratch", "--ema", "0.9"),  # BatchNorm with statistics of each batch
-        ("--recipe", "gradual_unfreeze", "--unfreeze-every", "1"),  # phases behind cached activations
+        pytest.param(  # phases behind cached activations
+            ("--recipe", "gradual_unfreeze", "--unfreeze-every", "1"), marks=pytest.mark.slow
+        ),
         ("--recipe", "finetune", "--model", "squeezenet1_1", "--lr", "1e-2", "--accumulate", "2"),  # dropout
     ],
 )

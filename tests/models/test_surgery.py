@@ -25,7 +25,13 @@ def first_layers(name: str, channels: int, how: str = "sum"):
     return models
 
 
-@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_0", "densenet121", "convnext_tiny", "swin_t", "vgg11_bn"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("resnet18", "squeezenet1_0", "densenet121", "convnext_tiny", "swin_t"),
+        pytest.param("vgg11_bn", marks=pytest.mark.slow),
+    ],
+)
 def test_converted_by_sum_a_grey_image_gives_the_logits_of_its_rgb_copy(name):
     colour, grey = first_layers(name, 1)
     image = torch.randn(2, 1, 64, 64)

@@ -127,6 +127,7 @@ def test_a_signal_while_a_fold_writes_its_results_stops_the_next(train, monkeypa
     assert written == ["fold-1", "fold-2", "fold-3"]
 
 
+@pytest.mark.slow
 def test_commands_on_the_folder_above_the_folds_name_one(train, call):
     code, output = train("--folds", "2", *SOLVED)
     assert code == 0
