@@ -36,29 +36,29 @@ def split(imageset: ImageSet, images: Images, seed: int) -> ImageSet:
 
 def pooled(train: Split, val: Split) -> Split:
     """Both splits as one, in an order that does not depend on how a single set was split into them."""
-    both, (places, base) = joined([train, val]), _places(train, val)
-    if places is None:
+    both, order = joined([train, val]), pool_order(train, val)
+    if isinstance(both.items, list):
+        return both.subset(order)
+    if not _are_parts_of_one(train, val):
         return both
-    order = pool_order(train, val)
-    found = [places[k] for k in order]
-    return Split(found if base is None else Subset(base, found), [both.labels[k] for k in order])
+    positions = [*train.items.positions, *val.items.positions]
+    return Split(Subset(train.items.items, [positions[k] for k in order]), [both.labels[k] for k in order])
 
 
 def pool_order(train: Split, val: Split) -> list[int]:
     """Of each image of the pool, its position among the training and then the validation images."""
-    places, _ = _places(train, val)
-    count = len(train.labels) + len(val.labels)
-    return list(range(count)) if places is None else sorted(range(count), key=places.__getitem__)
+    keys: Sequence[Any] = range(len(train.labels) + len(val.labels))
+    if isinstance(train.items, list) and isinstance(val.items, list):
+        keys = train.items + val.items  # paths
+    elif _are_parts_of_one(train, val):
+        keys = [*train.items.positions, *val.items.positions]
+    return sorted(range(len(keys)), key=keys.__getitem__)
 
 
-def _places(train: Split, val: Split) -> tuple[list[Any] | None, Sequence[Any] | None]:
-    """What the pool is ordered by: paths, or positions in a set that both are parts of, and this set; else nothing."""
+def _are_parts_of_one(train: Split, val: Split) -> bool:
+    """Whether both were split from one array or torchvision set."""
     one, other = train.items, val.items
-    if isinstance(one, list) and isinstance(other, list):
-        return one + other, None
-    if isinstance(one, Subset) and isinstance(other, Subset) and one.items is other.items:
-        return [*one.positions, *other.positions], one.items
-    return None, None
+    return isinstance(one, Subset) and isinstance(other, Subset) and one.items is other.items
 
 
 def assign(labels: Sequence[int], classes: list[str], folds: int, seed: int) -> list[int]:

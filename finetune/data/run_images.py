@@ -22,13 +22,13 @@ def read(recipe: Recipe, config: dict[str, Any], in_channels: int) -> ImageSet:
 
     Raises `UserError` where they cannot be read, and where their names, number, sizes or classes differ.
     """
-    found = read_whole(recipe.images, in_channels, recipe.run.seed)
+    found = read_unchecked(recipe.images, in_channels, recipe.run.seed)
     check(found, config, recipe.images.data)
     return found
 
 
-def read_whole(images: Images, in_channels: int, seed: int) -> ImageSet:
-    """The images as `readers.read` has them. Raises `UserError`, in other words where they are gone."""
+def read_unchecked(images: Images, in_channels: int, seed: int) -> ImageSet:
+    """The images, which may have changed. Raises `UserError` where they cannot be read."""
     if Path(images.data).is_absolute() and not Path(images.data).exists():
         raise UserError(f"the run's images are gone: there is no {images.data}.")
     return readers.read(images, in_channels, seed)

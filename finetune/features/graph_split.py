@@ -22,6 +22,7 @@ from finetune.models import gradient_checkpointing, trial_run
 from finetune.models.network import Network
 from finetune.training.dropout import DROPPING
 
+RANDOM = (*DROPPING, nn.AlphaDropout, nn.FeatureAlphaDropout)
 PROBE = 11  # images of the trial run on the meta device: a first axis of this length is the batch
 
 
@@ -205,7 +206,7 @@ def _fixed(node: fx.Node, model: nn.Module, modules: dict[str, nn.Module]) -> bo
     inside = list(modules[node.target].modules())
     if any(parameter.requires_grad for parameter in modules[node.target].parameters()):
         return False
-    return not any(m.training and (isinstance(m, DROPPING) or [*m.parameters(), *m.buffers()]) for m in inside)
+    return not any(m.training and (isinstance(m, RANDOM) or [*m.parameters(), *m.buffers()]) for m in inside)
 
 
 def _single(graph: fx.Graph, frozen: int) -> list[int]:

@@ -30,6 +30,7 @@ def decide(recipe: Recipe, splitter: Splitter, images: int, free: int) -> tuple[
     if split:
         rows, classes = images * views(recipe), network.head.weight.shape[0]
         need = rows * (3 * 4 * split.shape[0] + 3 * 4 * classes * (FOLDS + 1))
+        # `auto` leaves half for the rest of the run; a run that is resumed has its head already.
         if need > (free if recipe.training.solver == "lbfgs" else free // 2):
             split, why_not = None, f"its features would need {need / 1e9:.3g} GB"
     if why_not and recipe.training.solver == "lbfgs":

@@ -18,7 +18,6 @@ from finetune.models.architectures import Family, Preprocess, find, parameter_de
 
 BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 MANY_IMAGES, LARGE_BATCH = 20_000, 32  # from which on BatchNorm takes statistics of its own, by `--batchnorm auto`
-RESUMED = "as the run began"
 
 
 @dataclass
@@ -163,8 +162,10 @@ def build(
     if recipe.images.fit and not restored:
         preprocess = replace(preprocess, fit=recipe.images.fit)
     network = Network(model, preprocess, stages, recipes.rates(recipe, len(stages)), find(recipe.net.model))
-    decided = keeps_batchnorm(recipe, images, processes) if keep_batchnorm is None else (keep_batchnorm, RESUMED)
-    network.keep_batchnorm, network.batchnorm_reason = decided
+    if keep_batchnorm is None:
+        network.keep_batchnorm, network.batchnorm_reason = keeps_batchnorm(recipe, images, processes)
+    else:
+        network.keep_batchnorm, network.batchnorm_reason = keep_batchnorm, "as the run began"
     network.set_phase(epoch=0)
     if recipe.run.gradient_checkpointing:
         checkpoint_blocks(network, recipe)

@@ -39,6 +39,7 @@ def run(recipe: Recipe, arguments: list[str], train: Callable[[list[str]], int])
     output, started = _choose(recipe)
     if started:
         _check(recipe, output, parts)
+        arguments = [*arguments, *_precision(output)]
     for fold in range(1, folds + 1):
         folder = output / f"fold-{fold}"
         if (folder / run_folder.SUMMARY).is_file():
@@ -79,8 +80,17 @@ def _check(recipe: Recipe, output: Path, parts: list[ImageSet]) -> None:
         if path.is_file():
             before = files.read_json(path)
             now = before | records.settings(replace(recipe, images=replace(recipe.images, fold=fold)))
+            now |= {"mixed_precision": recipe.run.precision} if recipe.run.precision != "auto" else {}
             resume.changes(before, now)  # the settings first: with others, a fold has other images
             resume.changes(before, now | {"classes": part.classes, "images": part.fingerprint()})
+
+
+def _precision(output: Path) -> list[str]:
+    """The flag with which all folds compute in the first one's precision, on any hardware."""
+    from finetune.training import resume
+
+    found = resume.precision(output / "fold-1")
+    return ["--precision", found] if found else []
 
 
 def _write(output: Path, classes: list[str], splits: list[Split], left_out: int) -> None:

@@ -27,6 +27,7 @@ KERNEL_SWITCHES = (
     *("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"),
     *("MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "NVIDIA_TF32_OVERRIDE"),
 )
+PRECISIONS = ("no", "bf16", "fp16")  # Accelerate's, but for fp8
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt(3)
 
 Value = TypeVar("Value")
@@ -79,7 +80,7 @@ def choose_precision(precision: str, gpu: bool, resumed: str | None = None) -> t
     if precision != "auto":
         return precision, "as --precision asks"
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
-    if launched not in ("no", "bf16", "fp16"):
+    if launched not in PRECISIONS:
         raise UserError(f"Accelerate was launched with mixed precision {launched}: use no, bf16 or fp16.")
     if launched == "fp16" and not gpu:
         raise UserError("Accelerate was launched with fp16, which needs a GPU. Use --mixed_precision bf16 or no.")

@@ -39,7 +39,7 @@ def precision(output: Path) -> str | None:
         found = files.read_json(output / "config.json").get("mixed_precision")
     except UserError:
         return None
-    return found if found in ("no", "bf16", "fp16") else None
+    return found if found in devices.PRECISIONS else None
 
 
 def find(output: Path, config: dict[str, Any], accelerator: Accelerator) -> Found | None:
@@ -168,7 +168,8 @@ def report(output: Path, found: Found | None, config: dict[str, Any], epochs: in
         return f"Nothing to resume: {output} has no checkpoint yet. From the beginning."
     epoch, history = found.state["epoch"], found.state["history"]
     where = f"epoch {epoch + 1}" if epoch < epochs else "all epochs"
-    where = f"{where}, after {found.state['step']} steps" if epoch or not history else "the head is solved"
+    only_solved = bool(history) and "l2" in history[-1] and history[-1]["step"] == found.state["step"]
+    where = "the head is solved" if only_solved else f"{where}, after {found.state['step']} steps"
     lines = [f"Resuming from {found.folder}: {where}."]
     lines += [f"Deleted {path.name}, which is damaged: {wrong}" for path, wrong in found.damaged.items()]
     if changed := changes(found.settings, config):

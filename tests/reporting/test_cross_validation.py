@@ -13,6 +13,7 @@ from support import ROOT, metrics
 
 from finetune.features.store import Store
 from finetune.reporting import results
+from finetune.runtime import cpu
 from finetune.training import interrupts
 
 SOLVED = ("--weights", "starter", "--solver", "lbfgs")
@@ -78,6 +79,22 @@ def test_features_are_computed_once_for_all_folds(train, monkeypatch):
         assert own == 0
         for with_cache, without in zip(metrics(output / f"fold-{fold}"), metrics(alone), strict=True):
             assert with_cache["val_loss"] == pytest.approx(without["val_loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_later_folds_have_the_precision_of_the_first(train, monkeypatch, capsys):
+    monkeypatch.setattr(cpu, "has_bf16", lambda: False)
+    flags = ("--folds", "3", "--precision", "auto")
+    code, output = train(*flags)
+    assert code == 0
+    shutil.rmtree(output / "fold-3")
+    assert train("--folds", "3", "--precision", "bf16", "--resume", "--output", str(output))[0] == 2
+    assert "--resume cannot change --precision no → bf16" in capsys.readouterr().err
+    assert not (output / "fold-3").exists()
+    monkeypatch.setattr(cpu, "has_bf16", lambda: True)
+    assert train(*flags, "--resume", "--output", str(output))[0] == 0
+    precisions = [json.loads((output / f"fold-{k}" / "summary.json").read_text())["precision"] for k in (1, 2, 3)]
+    assert precisions == ["no", "no", "no"]
 
 
 @pytest.mark.slow

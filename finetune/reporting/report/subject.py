@@ -121,7 +121,7 @@ def _images(recipe: Recipe, runs: list[RunFiles], notes: list[str]) -> list[Imag
     """The images of each run; None, with a note why, where they cannot be read or are others by now."""
     settings, seed = recipe.images, recipe.run.seed
     try:
-        whole = run_images.read_whole(replace(settings, folds=None, fold=None), recipe.net.in_channels, seed)
+        whole = run_images.read_unchecked(replace(settings, folds=None, fold=None), recipe.net.in_channels, seed)
         parts = [whole]
         if settings.folds:
             parts = [folds.split(whole, replace(settings, fold=run.config.get("fold")), seed) for run in runs]
