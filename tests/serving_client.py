@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +55,30 @@ class Running:
         return self.send(
             "POST", path, form(*files, name=name), Content_Type="multipart/form-data; boundary=xx", **headers
         )
+
+    def talk(self, parts: Iterable[bytes], pause: float = 0) -> bytes:
+        """Send parts with a pause after each until the server closes the connection; what it answered."""
+        received = b""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as connection:
+            try:
+                for part in parts:
+                    connection.sendall(part)
+                    time.sleep(pause)
+            except OSError:
+                pass
+            try:
+                while more := connection.recv(4096):
+                    received += more
+            except OSError:
+                pass
+        return received
+
+
+def assert_plain(answer: Answer) -> None:
+    """Assert that an answer is a reason in JSON which tells nothing of the server."""
+    assert answer.headers["content-type"] == "application/json"
+    assert set(answer.json) == {"error"}
+    assert not any(word in answer.text for word in ("Traceback", "site-packages", "/tmp", "object at 0x", ".py"))
 
 
 def form(*files: bytes, name: str = "image.jpg") -> bytes:

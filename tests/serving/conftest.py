@@ -30,3 +30,9 @@ def running(run: Path):
     """A server of that run."""
     with serve(run) as found:
         yield found
+
+
+@pytest.fixture
+def files(image_folder: Path) -> list[bytes]:
+    """The validation images."""
+    return [path.read_bytes() for path in sorted((image_folder / "val").rglob("*.jpg"))]
