@@ -26,7 +26,7 @@ from finetune.training.state import State
 
 PACKAGES = ("torch", "torchvision", "accelerate", "wandb", "safetensors", "pillow", "numpy")
 MORE_METRICS = ("val_macro_f1", "val_balanced_accuracy", "val_auroc")
-PATHS = ("data", "exclude")  # absolute in config.json: commands may run in another folder
+PATHS = ("data", "data_root", "exclude")  # absolute in config.json: commands may run in another folder
 HEAD_FIELDS = ("l2", "views", "fold_loss", "fold_accuracy", "fold_accuracy_sd")  # of a solved head's record
 
 

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
+from finetune import recipes
 from finetune.config.settings import Run
-from finetune.reporting import run_folder
+from finetune.reporting import records, run_folder
 from finetune.training.evaluation import Scores
 
 
@@ -37,6 +39,19 @@ def test_records_hold_every_setting_every_epoch_and_the_best_one(train):
     assert found.summary["best_val_accuracy"] == pytest.approx(best["val_accuracy"])
     assert (found.summary["epochs_run"], found.summary["stopped_early"]) == (2, False)
     assert (found.summary["train_images"], found.summary["val_images"]) == (21, 9)
+
+
+def test_paths_that_exist_are_absolute_in_config_json(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos", "sets"):
+        Path(name).mkdir()
+    Path("fixes.csv").touch()
+    words = "--recipe finetune --data photos --data-root sets --exclude fixes.csv --output gone"
+    found = records.settings(recipes.from_command_line(words.split()))
+    assert found["data"] == str(tmp_path / "photos")
+    assert found["data_root"] == str(tmp_path / "sets")
+    assert found["exclude"] == str(tmp_path / "fixes.csv")
+    assert found["output"] == "gone"
 
 
 def test_a_score_is_also_told_without_copies_of_training_images(train, tmp_path, image_folder, capsys):
