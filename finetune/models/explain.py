@@ -12,16 +12,13 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms.v2.functional import to_pil_image
 
 from finetune.config.settings import Net
 from finetune.models.architectures import Family, Preprocess, find, stages
 from finetune.recipes import depth_name
 
 CELLS = 6  # per side; a coarser map hardly says where
-OPACITY = 0.5  # of the colours over the picture, which keeps half of its contrast
 
 
 class _Layer(NamedTuple):
@@ -145,22 +142,3 @@ def _resize(cells: Tensor, layer: _Layer, height: int, width: int) -> Tensor:
     grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1)  # (H, W, 2)
     grid = grid.expand(len(cells), -1, -1, -1)
     return F.grid_sample(cells[:, None], grid, padding_mode="border", align_corners=True)[:, 0]
-
-
-def to_picture(image: Tensor) -> Image.Image:
-    """An image (C, H, W), uint8 or in [0, 1], as a picture: in grey where it has fewer than three channels."""
-    return to_pil_image(image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1))
-
-
-def overlay(image: Tensor | Image.Image, heat: Tensor) -> Image.Image:
-    """A picture in grey under its heat map, from violet (0) over green to yellow (1).
-
-    `image` is the network's input before normalisation, (C, H, W), uint8 or in [0, 1], or the same as a picture of any
-    size; `heat` is (H, W) in [0, 1].
-    """
-    import matplotlib  # late: it takes long to import
-
-    picture = image if isinstance(image, Image.Image) else to_picture(image)
-    heat = F.interpolate(heat[None, None], picture.size[::-1], mode="bilinear")[0, 0]
-    colours = matplotlib.colormaps["viridis"](heat.numpy(), bytes=True)[..., :3]  # (H, W, 3)
-    return Image.blend(picture.convert("L").convert("RGB"), Image.fromarray(colours), OPACITY)

@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from torch import Tensor
 
-from finetune.models.explain import to_picture
 from finetune.reporting import charts
+from finetune.reporting.image_grids import to_picture
 from finetune.reporting.palette import GREY, PALETTE
 
 MARKERS = "os^D"  # each with all colours of the palette

@@ -1,4 +1,4 @@
-"""Grids of images: augmentations, predictions, largest losses."""
+"""Pictures of images: heat maps, and grids of augmentations, predictions and largest losses."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import to_pil_image
 
 from finetune.data.dataset import Draw, Samples
 from finetune.data.transforms import to_input
-from finetune.models.explain import Explainer, overlay, to_picture
+from finetune.models.explain import Explainer
 from finetune.reporting.palette import ORANGE
 from finetune.runtime import files
 from finetune.training.evaluation import Scores
 
 TILE, GAP, LINE = 190, 14, 17  # pixels: a picture's side, the space between two, the height of a line
+OPACITY = 0.5  # of the colours over the picture, which keeps half of its contrast
 
 
 class _Picture(NamedTuple):
@@ -40,12 +43,8 @@ def _grid(path: Path, columns: int, title: str, pictures: Sequence[_Picture]) ->
     rows = -(-len(pictures) // columns)
     canvas = Image.new("RGB", (columns * step + GAP, top + rows * (step + 2 * LINE)), "white")
     draw = ImageDraw.Draw(canvas)
-    matplotlib = Path(
-        find_spec("matplotlib").origin
-    ).parent  # found without importing it, which takes longer than the drawing
-    path_of_font = (
-        matplotlib / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
-    )  # Pillow's own font lacks many characters
+    # matplotlib is not imported, which would take longer than the drawing. Pillow's own font lacks many characters.
+    path_of_font = Path(find_spec("matplotlib").origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
     font, larger = ImageFont.truetype(path_of_font, 12), ImageFont.truetype(path_of_font, 16)
     draw.text((canvas.width // 2, LINE), title, "black", larger, "mm")
     for k, (image, text, framed) in enumerate(pictures):
@@ -100,6 +99,25 @@ def heat_map(explainer: Explainer, image: Tensor, label: int) -> Image.Image:
     x = to_input(image[None], explainer.preprocess, torch.device("cpu"), channels_last=True)  # (1, C, H, W)
     (heat,) = explainer(x, torch.tensor([label]))  # (H, W)
     return overlay(image, heat)
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """An image (C, H, W), uint8 or in [0, 1], as a picture: in grey where it has fewer than three channels."""
+    return to_pil_image(image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1))
+
+
+def overlay(image: Tensor | Image.Image, heat: Tensor) -> Image.Image:
+    """A picture in grey under its heat map, from violet (0) over green to yellow (1).
+
+    `image` is the network's input before normalisation, (C, H, W), uint8 or in [0, 1], or the same as a picture of any
+    size; `heat` is (H, W) in [0, 1].
+    """
+    import matplotlib  # late: it takes long to import
+
+    picture = image if isinstance(image, Image.Image) else to_picture(image)
+    heat = F.interpolate(heat[None, None], picture.size[::-1], mode="bilinear")[0, 0]
+    colours = matplotlib.colormaps["viridis"](heat.numpy(), bytes=True)[..., :3]  # (H, W, 3)
+    return Image.blend(picture.convert("L").convert("RGB"), Image.fromarray(colours), OPACITY)
 
 
 def _scored(samples: Samples, scores: Scores, classes: list[str], chosen: list[int]) -> list[_Picture]:

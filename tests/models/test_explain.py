@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from support import MODELS, build_empty, reset_accelerate
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
@@ -16,7 +15,7 @@ from finetune.config.settings import Net
 from finetune.inference.transform import make_transform
 from finetune.models import architectures, model_folder, surgery
 from finetune.models.architectures import Family, Preprocess
-from finetune.models.explain import CELLS, Explainer, make_explainer, overlay
+from finetune.models.explain import CELLS, Explainer, make_explainer
 
 QUICK = ("shufflenet_v2_x0_5", "squeezenet1_1", "mnasnet0_5")
 FIRST = [family.models.split()[0] for family in architectures.FAMILIES]
@@ -199,18 +198,6 @@ def test_a_trained_model_looks_at_the_beetle_and_not_at_the_ground(tmp_path):
         assert len(shares) == 50
         assert np.mean(shares) > 0.7
         assert np.mean(np.array(shares) > 0.5) > 0.85
-
-
-@pytest.mark.parametrize("channels", [1, 2, 3, 5])
-@pytest.mark.parametrize("value", [0, 255])
-def test_hot_and_cold_differ_on_any_picture(channels, value):
-    heat = torch.linspace(0, 1, 32).repeat(32, 1)
-    shown = overlay(torch.full((channels, 32, 32), value, dtype=torch.uint8), heat)
-    assert shown.size == (32, 32)
-    luma = np.asarray(shown.convert("L"), int)[0]
-    assert (np.diff(luma) >= 0).all(), "brighter is hotter"
-    assert luma[-1] - luma[0] > 70
-    assert overlay(Image.new("RGB", (90, 60), "white"), heat).size == (90, 60)
 
 
 def test_a_class_that_nothing_speaks_for_has_a_map_of_zeros():

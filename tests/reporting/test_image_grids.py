@@ -43,3 +43,15 @@ def test_a_grid_is_a_jpeg_where_its_name_says_so(tmp_path):
     for suffix, kind in ((".png", "PNG"), (".jpg", "JPEG")):
         image_grids._grid(tmp_path / f"grid{suffix}", 1, "", [picture])
         assert Image.open(tmp_path / f"grid{suffix}").format == kind
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+@pytest.mark.parametrize("value", [0, 255])
+def test_hot_and_cold_differ_on_any_picture(channels, value):
+    heat = torch.linspace(0, 1, 32).repeat(32, 1)
+    shown = image_grids.overlay(torch.full((channels, 32, 32), value, dtype=torch.uint8), heat)
+    assert shown.size == (32, 32)
+    luma = np.asarray(shown.convert("L"), int)[0]
+    assert (np.diff(luma) >= 0).all(), "brighter is hotter"
+    assert luma[-1] - luma[0] > 70
+    assert image_grids.overlay(Image.new("RGB", (90, 60), "white"), heat).size == (90, 60)

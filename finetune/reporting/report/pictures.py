@@ -14,7 +14,7 @@ from torch import Tensor
 from finetune.data.dataset import Draw, Samples
 from finetune.data.transforms import evaluation_transform
 from finetune.errors import UserError
-from finetune.models.explain import to_picture
+from finetune.reporting.image_grids import to_picture
 from finetune.reporting.report.scored import Scored
 from finetune.reporting.report.subject import Subject
 
