@@ -218,9 +218,8 @@ def test_a_loss_that_is_not_finite_on_one_process_is_in_no_checkpoint(start, mon
     assert run.wait() == [2, 2], run.said
     assert run.said.count("error: the loss is inf in epoch 1. Lower --lr") == 1, run.said
     assert "Traceback" not in run.said
-    written = sorted(
-        saved_checkpoints.names(run.output / "checkpoints")
-    )  # the second may be cut short by the process's end
+    # The second may be cut short by the process's end.
+    written = sorted(saved_checkpoints.names(run.output / "checkpoints"))
     assert written
     assert written[-1].name in ("0000-00000001", "0000-00000002"), "the third step's loss is infinite"
     for path in written:

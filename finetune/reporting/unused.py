@@ -11,21 +11,11 @@ from finetune import recipes
 from finetune.config.settings import SECTIONS, Recipe
 from finetune.errors import UserError
 
+# What only training by steps uses.
 STEPS = (
-    *(
-        "epochs",
-        "batch_size",
-        "accumulate",
-        "optimizer",
-        "lr",
-        "momentum",
-        "weight_decay",
-        "schedule",
-        "step_epochs",
-        "step_factor",
-    ),
-    *("warmup", "clip_norm", "ema", "batchnorm", "interpolate", "patience", "min_delta"),
-)
+    "epochs", "batch_size", "accumulate", "optimizer", "lr", "momentum", "weight_decay", "schedule", "step_epochs",
+    "step_factor", "warmup", "clip_norm", "ema", "batchnorm", "interpolate", "patience", "min_delta",
+)  # fmt: skip
 
 
 def describe(recipe: Recipe, depths: int, solved: bool, steps: bool) -> str:
