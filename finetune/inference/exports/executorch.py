@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,20 @@ from finetune.inference.exports import tracing
 from finetune.models.model_folder import Model
 
 
+def _split_with_sizes(x: Tensor, sizes: Sequence[int], dim: int = 0) -> list[Tensor]:
+    ends = [*accumulate(sizes)]
+    return [torch.ops.aten.slice.Tensor(x, dim, end - size, end) for end, size in zip(ends, sizes, strict=True)]
+
+
+def _split(x: Tensor, size: int, dim: int = 0) -> list[Tensor]:
+    whole = x.shape[dim]
+    return _split_with_sizes(x, [min(size, whole - first) for first in range(0, whole, size)], dim)
+
+
+# ExecuTorch writes a split as split_with_sizes_copy, which fixes the batch at that of the trace; slices leave it free.
+SPLITS = {torch.ops.aten.split.Tensor: _split, torch.ops.aten.split_with_sizes.default: _split_with_sizes}
+
+
 def write(opened: Model, form: Form, path: Path, about: dict[str, Any], calibration: Tensor | None) -> None:
     """Write the .pte file, for batches of at most `LARGEST_BATCH` images: its memory is planned ahead."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -22,6 +37,7 @@ def write(opened: Model, form: Form, path: Path, about: dict[str, Any], calibrat
 
     traced = tracing.program(opened, largest_batch=LARGEST_BATCH)
     try:
+        traced = traced.run_decompositions(SPLITS)
         lowered = to_edge_transform_and_lower(traced, partitioner=[XnnpackPartitioner()]).to_executorch()
     except Exception as error:
         raise UserError(f"{opened.net.model} cannot be written for ExecuTorch: {tracing.first_line(error)}") from error
