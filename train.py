@@ -162,10 +162,10 @@ def main(arguments: list[str]) -> int:
         # ---- end -----------------------------------------------------------------------------------------------------
         checkpoints.save(state)  # the last epoch's may have been skipped, and now other weights are loaded
         if checkpoints.start and state.epoch:
-            images, scores = feeds.images("val"), {}
+            images = feeds.images("val")
             score = partial(evaluate, images, accelerator, run.channels_last, interrupts.raise_if_stopped)
             report = partial(results.print_interpolation, console)
-            interpolation.choose(state, checkpoints, training.best_by, score, report)
+            scores = {"val": interpolation.choose(state, checkpoints, training.best_by, score, report)}
         net.evaluated.load_state_dict(checkpoints.best_state())
         for name in ("val", "test"):
             if name in loaders and name not in scores:  # a resumed run may not have seen its best epoch

@@ -148,17 +148,12 @@ def choice(summary: dict[str, Any], config: dict[str, Any]) -> str:
     unbiased = (
         ": the test images, scored once at the end, give the unbiased one." if "test_accuracy" in summary else "."
     )
-    if summary.get("interpolation") == 0:
-        return (
-            "The weights are those of the pretrained network with a solved head. None after training, nor a mixture of "
-            "both, was better on the validation images by more than the standard error of the difference."
-            + (" The test images, scored once at the end, chose nothing." if "test_accuracy" in summary else "")
-        )
     if "interpolation" in summary:
         return (
             f"The weights are {summary['interpolation']:.0%} of the way from the pretrained network with a solved head "
-            f"to those after training. They had the {by} of the mixtures that beat the head by more than the standard "
-            f"error of the difference. The validation images thus chose the weights, which makes their score slightly "
+            f"to those after training. Half of the way is taken unless the head is better on the validation images, "
+            f"and weights nearer to those after training where they are better by more than the standard error of the "
+            f"difference. The validation images thus chose the weights, which makes their score slightly "
             f"optimistic{unbiased}"
         )
     if summary["epochs_run"]:

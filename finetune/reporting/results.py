@@ -25,9 +25,9 @@ def log(record: dict[str, Any], epochs: int, improved: bool, output: Path, track
     console.print(terminal.epoch_line(record, epochs, improved), soft_wrap=True)
 
 
-def print_interpolation(console: Console, record: dict[str, Any], chosen: bool, better: bool) -> None:
+def print_interpolation(console: Console, record: dict[str, Any]) -> None:
     """Print the record of weights between those before and after training as a line."""
-    console.print(terminal.interpolation_line(record, chosen, better), soft_wrap=True)
+    console.print(terminal.interpolation_line(record), soft_wrap=True)
 
 
 def write(

@@ -78,12 +78,11 @@ def epoch_line(record: dict[str, Any], epochs: int, improved: bool) -> str:
     )
 
 
-def interpolation_line(record: dict[str, Any], chosen: bool, better: bool) -> str:
+def interpolation_line(record: dict[str, Any]) -> str:
     """Weights between those before and after training in one line, from their record."""
-    verdict = "best" if chosen else "better, but within one standard error" if better else ""
     return (
         f"{record['interpolation']:.0%} of the way from the solved head  "
-        f"val loss {record['val_loss']:.4f} acc {record['val_accuracy']:.4f}  {verdict}".rstrip()
+        f"val loss {record['val_loss']:.4f} acc {record['val_accuracy']:.4f}"
     )
 
 
@@ -118,7 +117,7 @@ def _without_copies(summary: dict[str, Any], split: str) -> str:
 
 def ending(summary: dict[str, Any], output: Path, training: Training) -> str:
     """The last lines of a run, from its summary."""
-    by_loss, stopped = training.best_by == "loss", ""
+    stopped, chosen_by = "", training.best_by.replace("_", " ")
     if summary["stopped_early"]:
         margin = f" by {training.min_delta:g}" if training.min_delta else ""
         reasons = [f"validation {training.best_by} did not improve{margin} for {training.patience} epochs (--patience)"]
@@ -127,7 +126,7 @@ def ending(summary: dict[str, Any], output: Path, training: Training) -> str:
         stopped = f"Stopped early, after {summary['epochs_run']} epochs: {', or '.join(reasons)}.\n"
     accuracy = f"{summary['best_val_accuracy']:.4f}"
     where = f"in epoch {summary['best_epoch']}"
-    if summary.get("interpolation"):
+    if mixed := "interpolation" in summary:
         where = f"{summary['interpolation']:.0%} of the way from the solved head to epoch {summary['epochs_run']}"
     tested = (
         f"The same {summary['val_images']} images chose the weights, so expect slightly less on other images. "
@@ -136,13 +135,11 @@ def ending(summary: dict[str, Any], output: Path, training: Training) -> str:
     if not summary["epochs_run"]:
         best, where = f"Validation accuracy {accuracy}", f"with L2 strength {summary['l2']:.1e}"
         tested = "The validation images chose nothing: training images that were held out chose the strength."
-    elif by_loss:
-        best = f"Lowest validation loss {summary['best_val_loss']:.4f} (accuracy {accuracy})"
-    elif training.best_by == "accuracy":
-        best = f"Best validation accuracy {accuracy}"
+    elif chosen_by == "accuracy":
+        best = f"{'Validation' if mixed else 'Best validation'} accuracy {accuracy}"
     else:
-        value = summary[f"best_val_{training.best_by}"]
-        best = f"Best validation {training.best_by.replace('_', ' ')} {value:.4f} (accuracy {accuracy})"
+        best = "Validation" if mixed else "Lowest validation" if chosen_by == "loss" else "Best validation"
+        best += f" {chosen_by} {summary[f'best_val_{training.best_by}']:.4f} (accuracy {accuracy})"
     if "test_accuracy" in summary:
         tested = f"Test accuracy of that model: {summary['test_accuracy']:.4f}."
     return (

@@ -9,9 +9,10 @@ import torch
 
 from finetune.training.checkpoint import Checkpoints
 from finetune.training.evaluation import Scores
-from finetune.training.state import State, is_better
+from finetune.training.state import State, score
 
-ALPHAS = (0.0, 0.5, 0.75, 1.0)  # the mixing coefficients: 0 is the weights before training, 1 those after it
+HALF = 0.5
+ALPHAS = (0.0, HALF, 0.75, 1.0)  # the mixing coefficients: 0 is the weights before training, 1 those after it
 
 
 def choose(
@@ -19,47 +20,62 @@ def choose(
     checkpoints: Checkpoints,
     best_by: str,
     evaluate: Callable[[], Scores],
-    report: Callable[[dict[str, Any], bool, bool], None],
-) -> None:
-    """Make the best of `ALPHAS` by validation the run's best weights, in place of the best epoch's. Collective.
+    report: Callable[[dict[str, Any]], None],
+) -> Scores:
+    """Make the weights that `pick` picks the run's best, in place of the best epoch's; their scores. Collective.
 
-    Those before training stay unless others are clearly better (`is_clear`). `evaluate` scores the network on
-    validation, and `report` gets the record of each mixing coefficient, which is its field `interpolation`, whether it
-    is chosen so far, and whether it is better than the one before. Call it after the last checkpoint: weights change.
+    `evaluate` scores the network on validation. `report` gets the record of each mixing coefficient, which is its field
+    `interpolation`. Call it after the last checkpoint: weights change.
     """
     network, start = checkpoints.network, checkpoints.start
     trained = {name: value.clone() for name, value in network.evaluated.state_dict().items() if name in start}
-    state.best, before = None, None
-    for alpha in ALPHAS:
+
+    def load(alpha: float) -> None:
         between = {
             name: torch.lerp(start[name].to(value), value, alpha) if value.is_floating_point() else value
             for name, value in trained.items()
         }
         network.evaluated.load_state_dict(between, strict=False)  # the rest is frozen
+
+    scores, records = {}, {}
+    for alpha in ALPHAS:
+        load(alpha)
+        scores[alpha] = evaluate()
         epoch = state.history[-1] if alpha else state.history[0]
-        scores = evaluate()
-        record = epoch | scores.record(best_by) | {"interpolation": alpha}
-        better = is_better(record, state.best, best_by)
-        chosen = better and (before is None or is_clear(scores, before, best_by))
-        before = before or scores
-        if chosen:
-            state.best = record
-            checkpoints.keep_best(record)
-        report(record, chosen, better)
+        records[alpha] = epoch | scores[alpha].record(best_by) | {"interpolation": alpha}
+        report(records[alpha])
+    chosen = pick(scores, best_by)
+    load(chosen)
+    state.best = records[chosen]
+    checkpoints.keep_best(state.best)
+    return scores[chosen]
 
 
-def is_clear(scores: Scores, before: Scores, best_by: str) -> bool:
-    """Whether scores exceed those before training by more than the standard error of their difference.
+def pick(scores: dict[float, Scores], best_by: str) -> float:
+    """The mixing coefficient of the weights to take, by the scores of all on validation.
+
+    Half of the way is taken unless the weights before training are better. Those nearer to the trained ones must be
+    clearly better (`is_clear`) than what was taken so far: few images tell little, and half of the way is near the best
+    for most networks and images (Wortsman et al. 2022, where it needs no choice).
+    """
+    records = {alpha: found.record(best_by) for alpha, found in scores.items()}
+    first = HALF if score(records[HALF], best_by) >= score(records[0.0], best_by) else 0.0
+    clear = [alpha for alpha in ALPHAS if alpha > HALF and is_clear(scores[alpha], scores[first], best_by)]
+    return max(clear, key=lambda alpha: (score(records[alpha], best_by), -records[alpha]["val_loss"]), default=first)
+
+
+def is_clear(scores: Scores, others: Scores, best_by: str) -> bool:
+    """Whether scores exceed others of the same images by more than the standard error of their difference.
 
     The difference is that of the loss, or else of the accuracy, in which classes count alike where they do so in
     `best_by`. Its standard error is that of pairs (McNemar 1947): images on which both are correct, or both are wrong,
     carry no information. Source: the one-standard-error rule of Breiman et al. 1984.
     """
     if best_by == "loss":
-        gains = (before.losses - scores.losses).double()  # (N,)
+        gains = (others.losses - scores.losses).double()  # (N,)
     else:
-        correct, correct_before = (found.predictions[:, 0] == found.labels for found in (scores, before))
-        gains = correct.double() - correct_before.double()
+        right, right_others = (found.predictions[:, 0] == found.labels for found in (scores, others))
+        gains = right.double() - right_others.double()
     weights = torch.ones_like(gains)
     if best_by not in ("loss", "accuracy"):
         weights = 1 / torch.bincount(scores.labels)[scores.labels].double()
