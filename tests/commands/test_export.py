@@ -92,6 +92,17 @@ def test_a_format_names_the_packages_that_it_needs(trained, call, monkeypatch):
     assert "--format openvino needs packages that are not installed: pip install no_such_package" in err
 
 
+@pytest.mark.slow
+def test_a_network_that_executorch_can_only_hold_at_one_batch_size_is_refused(trained, call, tmp_path, monkeypatch):
+    for package in PACKAGES["executorch"]:
+        pytest.importorskip(package)
+    monkeypatch.setattr("finetune.inference.exports.executorch.SPLITS", {})
+    code, _, err = call("export", trained / "fast", "--format", "executorch", "--output", tmp_path / "m.pte")
+    assert code == 2
+    assert "would take 2 images at a time and no other number" in " ".join(err.split())
+    assert not any(tmp_path.iterdir())
+
+
 def test_int8_asks_for_images_where_the_runs_are_gone(call, tmp_path, monkeypatch):
     monkeypatch.setitem(PACKAGES, "onnx", ())
     write_model(tmp_path / "model")

@@ -34,6 +34,7 @@ def write(opened: Model, form: Form, path: Path, about: dict[str, Any], calibrat
     """Write the .pte file, for batches of at most `LARGEST_BATCH` images: its memory is planned ahead."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
+    from executorch.runtime import Runtime
 
     traced = tracing.program(opened, largest_batch=LARGEST_BATCH)
     try:
@@ -41,6 +42,13 @@ def write(opened: Model, form: Form, path: Path, about: dict[str, Any], calibrat
         lowered = to_edge_transform_and_lower(traced, partitioner=[XnnpackPartitioner()]).to_executorch()
     except Exception as error:
         raise UserError(f"{opened.net.model} cannot be written for ExecuTorch: {tracing.first_line(error)}") from error
+    held = Runtime.get().load_program(lowered.buffer)
+    planned = held.load_method("forward").metadata.input_tensor_meta(0).sizes()[0]
+    if planned != LARGEST_BATCH:
+        raise UserError(
+            f"{opened.net.model} cannot be written for ExecuTorch, which would take {planned} images at a time and no "
+            f"other number. Try another --format."
+        )
     path.write_bytes(lowered.buffer)
 
 
