@@ -3,10 +3,9 @@
     accelerate launch train.py --recipe best --data path/to/folder --model resnet18 --minutes 30
 
 All layers are trained from the solved head as in `finetune`. At the end, the weights of the head's network, the trained
-ones and two mixtures of both are compared on validation (`--interpolate`). Half of the way between them is taken unless
-the head's are better, and weights nearer to the trained ones where they are better by more than the standard error of
-the difference. `--plan` tells about how long each part takes; `--minutes` limits the whole, by fewer epochs or, where
-none fits, by the head alone. Source: Kumar et al. 2022; WiSE-FT, Wortsman et al. 2022.
+ones and two mixtures of both are compared on validation (`--interpolate`), by their loss at their own temperature; what
+scores lower than the head is left out. `--plan` tells about how long each part takes; `--minutes` limits the whole, by
+fewer epochs or, where none fits, by the head alone. Source: Kumar et al. 2022; WiSE-FT, Wortsman et al. 2022.
 
 Measured: test accuracy of the solved head, and of this recipe, with ImageNet weights at 128 pixels, seed 0.
 

@@ -51,64 +51,39 @@ def test_the_result_is_no_worse_on_validation_than_the_head(train):
     assert summary["best_val_accuracy"] >= history[0]["val_accuracy"]
 
 
-def scores_of(right: list[bool], labels: list[int], losses: list[float] | None = None) -> Scores:
-    """Scores of images that are classified rightly or not, of two classes."""
-    known = torch.tensor(labels)
-    predictions = torch.where(torch.tensor(right), known, 1 - known)[:, None]
-    logits = torch.nn.functional.one_hot(predictions[:, 0], 2).float()
-    return Scores(torch.tensor(losses or [1.0] * len(labels)), predictions, torch.ones_like(predictions), known, logits)
-
-
-def scores_of_wrong(*wrong: int) -> dict[float, Scores]:
-    """The scores of each mixture, from its number of wrong images of 100; those of a worse one are wrong for it too."""
-    labels = [k % 2 for k in range(100)]
-    found = (scores_of([k >= count for k in range(100)], labels) for count in wrong)
-    return dict(zip(interpolation.ALPHAS, found, strict=True))
+def scores_of(wrong: int, sure: float = 1.0, scale: float = 1.0) -> Scores:
+    """The scores of 100 images of two classes, so many of them wrong, those that are right `sure` times as sure."""
+    labels = torch.arange(100) % 2
+    right = torch.arange(100) >= wrong
+    margin = torch.where(right, sure, -1.0) * scale
+    logits = torch.stack((margin, -margin), 1)
+    logits = torch.where(labels[:, None] == 0, logits, -logits)
+    losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    return Scores(losses, logits.argmax(1, keepdim=True), torch.ones(100, 1), labels, logits)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "picked"),
+    ("mixtures", "picked"),
     [
-        ((9, 9, 9, 9), 0.5),
-        ((9, 8, 9, 9), 0.5),
-        ((8, 9, 9, 9), 0.0),  # half of the way is worse than the head
-        ((9, 9, 8, 8), 0.5),  # one image more is within the standard error
-        ((9, 9, 7, 8), 0.75),
-        ((9, 9, 7, 6), 1.0),
-        ((8, 9, 9, 7), 0.0),  # compared with the head, where it stays
-        ((8, 9, 9, 6), 1.0),
+        ([(9,), (9,), (9,), (9,)], 0.0),
+        ([(9,), (8,), (9,), (9,)], 0.5),
+        ([(8,), (9,), (9,), (9,)], 0.0),
+        ([(9,), (8,), (7,), (8,)], 0.75),
+        ([(9,), (8,), (7,), (6,)], 1.0),
+        ([(9,), (8,), (9, 3.0), (9,)], 0.75),  # surer where it is right than where it is wrong
+        ([(9,), (8,), (10, 3.0), (9,)], 0.5),  # more wrong ones than the head
+        ([(9,), (8, 1.0, 10.0), (9,), (9,)], 0.5),  # overconfidence alone, which the temperature takes away
     ],
 )
-def test_half_of_the_way_is_picked_unless_others_show_to_be_better(wrong, picked):
-    assert interpolation.pick(scores_of_wrong(*wrong), "accuracy") == picked
+def test_the_lowest_loss_at_its_own_temperature_is_picked_of_those_no_worse_than_the_head(mixtures, picked):
+    scores = dict(zip(interpolation.ALPHAS, (scores_of(*mixture) for mixture in mixtures), strict=True))
+    assert interpolation.pick(scores, "accuracy") == picked
 
 
-@pytest.mark.parametrize(
-    ("gained", "lost", "clear"),
-    [
-        (0, 0, False),
-        (1, 0, False),
-        (2, 0, True),  # 2 images, with a standard error of 1.4
-        (4, 2, False),  # 2, with one of 2.4
-        (6, 2, True),  # 4, with one of 2.8
-        (2, 4, False),
-    ],
-)
-def test_a_gain_is_clear_above_its_standard_error(gained, lost, clear):
-    labels = [k % 2 for k in range(100)]
-    before = scores_of([k >= gained for k in range(100)], labels)
-    after = scores_of([k < 100 - lost for k in range(100)], labels)
-    assert interpolation.is_clear(after, before, "accuracy") == clear
-
-
-def test_a_gain_counts_by_the_metric_that_chooses():
-    labels = [0] * 90 + [1] * 10
-    before = scores_of([k < 94 for k in range(100)], labels, [1.0] * 100)  # 6 of the rare class are wrong
-    after = scores_of([k >= 8 for k in range(100)], labels, [0.9 + 0.1 * (k % 2) for k in range(100)])
-    assert not interpolation.is_clear(after, before, "accuracy")
-    assert interpolation.is_clear(after, before, "balanced_accuracy")
-    assert interpolation.is_clear(after, before, "loss")
-    assert not interpolation.is_clear(before, after, "loss")
+@pytest.mark.parametrize("best_by", ["accuracy", "loss", "macro_f1", "balanced_accuracy", "auroc"])
+def test_no_weights_are_picked_that_score_lower_than_the_head_by_the_metric_that_chooses(best_by):
+    scores = dict(zip(interpolation.ALPHAS, (scores_of(count) for count in (9, 20, 30, 40)), strict=True))
+    assert interpolation.pick(scores, best_by) == 0.0
 
 
 def test_a_resumed_run_chooses_the_same_weights(train):
