@@ -96,13 +96,14 @@ def curves(path: Path, history: list[dict[str, Any]], best_epoch: int) -> None:
 
 
 def _rates(axes: Axes, history: list[dict[str, Any]], epochs: list[int]) -> None:
-    """The learning rates of up to three depths that differ, the head's first; a frozen depth has none."""
+    """The learning rates of up to four depths that differ, the head's first; a frozen depth has none."""
     series: dict[tuple[float, ...], list[str]] = {}
     for name in sorted(history[-1]["lr"], key="head".__ne__):
-        series.setdefault(tuple(record["lr"][name] for record in history), []).append(name)
+        rates = tuple(float(f"{record['lr'][name]:.6g}") for record in history)  # equal up to rounding
+        series.setdefault(rates, []).append(name)
     kept = [(names, values) for values, names in series.items() if any(values)]
-    kept = kept if len(kept) <= 3 else [kept[0], kept[len(kept) // 2], kept[-1]]
-    for (names, values), style in zip(kept, ("-", "--", ":"), strict=False):
+    kept = kept if len(kept) <= 4 else [kept[k * (len(kept) - 1) // 3] for k in range(4)]
+    for (names, values), style in zip(kept, ("-", "--", "-.", ":"), strict=False):
         label = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
         shown = [value or math.nan for value in values]
         axes.plot(epochs, shown, style, color=GREY, marker="o", markersize=3 if len(epochs) < 40 else 0, label=label)

@@ -79,7 +79,8 @@ def _rates(history: list[dict[str, Any]]) -> tuple[Axis, list[Series]] | None:
     """The learning rates of the depths, those that are equal as one; None where none is ever trained."""
     alike: dict[tuple[float, ...], list[str]] = {}
     for name in history[-1]["lr"]:
-        alike.setdefault(tuple(record["lr"].get(name, 0.0) for record in history), []).append(name)
+        rates = tuple(float(f"{record['lr'].get(name, 0.0):.6g}") for record in history)  # equal up to rounding
+        alike.setdefault(rates, []).append(name)
     kept = [(names, values) for values, names in alike.items() if any(values)]
     if not kept:
         return None
