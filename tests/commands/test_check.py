@@ -113,6 +113,7 @@ def test_a_list_of_arrays_is_made_of_all_of_them_only(tmp_path, capsys):
     assert "4 images" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_built_in_images_can_be_checked(capsys):
     check("starter")
     assert "360 images, 36 to 36 of a class" in capsys.readouterr().out

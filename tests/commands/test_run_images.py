@@ -24,6 +24,7 @@ def test_in_another_folder_it_is_not_other_images_of_the_same_name(run, call, tm
     assert json.loads(out)["images"] == 9
 
 
+@pytest.mark.slow
 def test_images_that_were_moved_can_be_named(run, call, tmp_path):
     (tmp_path / "photos").rename(tmp_path / "moved")
     code, _, said = call("evaluate", run)

@@ -140,6 +140,7 @@ def test_a_moving_average_starts_at_the_solved_head(train):
     assert metrics(output)[0]["val_accuracy"] > 0.5
 
 
+@pytest.mark.slow
 def test_a_run_that_is_resumed_does_not_solve_again(train, monkeypatch):
     flags = ("--recipe", "finetune", *SOLVED, "--schedule", "constant")
     assert train(*flags, "--epochs", "2")[0] == 0

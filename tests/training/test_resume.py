@@ -218,6 +218,7 @@ def test_a_model_folder_that_a_kill_interrupted_is_restored(train):
     assert not (output / ".model.new").exists()
 
 
+@pytest.mark.slow
 def test_the_tracker_keeps_its_id_and_its_steps_where_no_checkpoint_was_written(train):
     flags = ("--tracker", "wandb", "--log-every", "1", "--epochs", "1")
     _, output = train(*flags)
