@@ -149,10 +149,12 @@ def choice(summary: dict[str, Any], config: dict[str, Any]) -> str:
         ": the test images, scored once at the end, give the unbiased one." if "test_accuracy" in summary else "."
     )
     if "interpolation" in summary:
+        way = f"{summary['interpolation']:.0%} of the way from" if summary["interpolation"] else "those of"
+        end = " to those after training" if summary["interpolation"] else ""
         return (
-            f"The weights are {summary['interpolation']:.0%} of the way from the pretrained network with a solved head "
-            f"to those after training. Of four such mixtures, this one had the lowest loss on the validation images at "
-            f"its own temperature, and no lower score than the head. These images thus chose the weights, which makes "
+            f"The weights are {way} the pretrained network with a solved head{end}. Among 0, 50, 75 and 100% of the "
+            f"way to the weights after training, these had the lowest loss on the validation images, each at its own "
+            f"temperature, and no lower score than the head. The validation images thus chose the weights, which makes "
             f"their score slightly optimistic{unbiased}"
         )
     if summary["epochs_run"]:

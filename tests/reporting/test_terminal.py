@@ -43,17 +43,19 @@ def test_the_ending_says_which_metric_chose_the_epoch_and_which_one_stopped_the_
 
 
 @pytest.mark.parametrize(
-    ("settings", "best"),
+    ("mixed", "settings", "best"),
     [
-        ({"best_by": "accuracy"}, "Validation accuracy 0.7500 50% of the way from the solved head to epoch 5"),
+        (0.0, {"best_by": "accuracy"}, "Validation accuracy 0.7500 with the solved head"),
+        (0.5, {"best_by": "accuracy"}, "Validation accuracy 0.7500 50% of the way from the solved head to epoch 5"),
         (
+            0.5,
             {"best_by": "loss"},
             "Validation loss 0.5000 (accuracy 0.7500) 50% of the way from the solved head to epoch 5",
         ),
     ],
 )
-def test_the_ending_claims_no_best_score_for_weights_between_two(settings, best):
-    result = RESULT | {"stopped_early": False, "interpolation": 0.5}
+def test_the_ending_claims_no_best_score_for_weights_between_two(mixed, settings, best):
+    result = RESULT | {"stopped_early": False, "interpolation": mixed}
     assert (
         terminal.ending(result, Path("runs/mine"), Training(**settings)).splitlines()[1]
         == f"{best}, after 12 s in all."
