@@ -195,10 +195,10 @@ class Training:
     """Validation metric that selects the best epoch and drives early stopping. macro_f1, balanced_accuracy and auroc
     (one class against the rest) are means over classes, in which a rare class counts as much as a frequent one."""
     interpolate: bool = False
-    """At the end, choose among the weights before training (the solved head's network), those after it,
-    and half and three quarters of the way between them (WiSE-FT, Wortsman et al. 2022), in place of the best epoch.
-    Those with the lowest validation loss, each at its own temperature, are taken, if they are no worse by --best-by
-    than those before training."""
+    """At the end, choose among the weights before training (the solved head's network), those after it, and half and
+    three quarters of the way between them (WiSE-FT, Wortsman et al. 2022), in place of the best epoch. Of those that
+    are no worse by --best-by than the weights before training, the ones with the lowest validation loss, each at its
+    own temperature, are taken."""
     calibrate: bool = True
     """Fit a temperature on the validation images at the end (Guo et al. 2017) and divide the last layer's weights by
     it. Probabilities then agree better with accuracy; the predicted classes do not change."""

@@ -95,16 +95,20 @@ def curves(path: Path, history: list[dict[str, Any]], best_epoch: int) -> None:
     save(figure, path)
 
 
-def _rates(axes: Axes, history: list[dict[str, Any]], epochs: list[int]) -> None:
-    """The learning rates of up to four depths that differ, the head's first; a frozen depth has none."""
-    series: dict[tuple[float, ...], list[str]] = {}
+def rates(history: list[dict[str, Any]]) -> list[tuple[str, tuple[float, ...]]]:
+    """The learning rates of up to four depths that differ, by epoch and under their names; a frozen depth has none."""
+    alike: dict[tuple[float, ...], list[str]] = {}
     for name in sorted(history[-1]["lr"], key="head".__ne__):
-        rates = tuple(float(f"{record['lr'][name]:.6g}") for record in history)  # equal up to rounding
-        series.setdefault(rates, []).append(name)
-    kept = [(names, values) for values, names in series.items() if any(values)]
-    kept = kept if len(kept) <= 4 else [kept[k * (len(kept) - 1) // 3] for k in range(4)]
-    for (names, values), style in zip(kept, ("-", "--", "-.", ":"), strict=False):
-        label = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+        values = tuple(float(f"{record['lr'].get(name, 0.0):.6g}") for record in history)  # equal up to rounding
+        alike.setdefault(values, []).append(name)
+    kept = [(names, values) for values, names in alike.items() if any(values)]
+    kept = kept if len(kept) <= 4 else [kept[round(k * (len(kept) - 1) / 3)] for k in range(4)]
+    return [(names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}", values) for names, values in kept]
+
+
+def _rates(axes: Axes, history: list[dict[str, Any]], epochs: list[int]) -> None:
+    kept = rates(history)
+    for (label, values), style in zip(kept, ("-", "--", "-.", ":"), strict=False):
         shown = [value or math.nan for value in values]
         axes.plot(epochs, shown, style, color=GREY, marker="o", markersize=3 if len(epochs) < 40 else 0, label=label)
     peaks = [max(values) for _, values in kept]

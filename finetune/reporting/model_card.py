@@ -149,13 +149,13 @@ def choice(summary: dict[str, Any], config: dict[str, Any]) -> str:
         ": the test images, scored once at the end, give the unbiased one." if "test_accuracy" in summary else "."
     )
     if "interpolation" in summary:
-        way = f"{summary['interpolation']:.0%} of the way from" if summary["interpolation"] else "those of"
-        end = " to those after training" if summary["interpolation"] else ""
+        start = "the pretrained network with a solved head"
+        way = f"{summary['interpolation']:.0%} of the way from {start} to those after training"
         return (
-            f"The weights are {way} the pretrained network with a solved head{end}. Among 0, 50, 75 and 100% of the "
-            f"way to the weights after training, these had the lowest loss on the validation images, each at its own "
-            f"temperature, and no lower score than the head. The validation images thus chose the weights, which makes "
-            f"their score slightly optimistic{unbiased}"
+            f"The weights are {way if summary['interpolation'] else f'those of {start}'}. Among 0, 50, 75 and 100% of "
+            f"the way to the weights after training, these had the lowest loss on the validation images, each at its "
+            f"own temperature, and no lower score than the head. The validation images thus chose the weights, which "
+            f"makes their score slightly optimistic{unbiased}"
         )
     if summary["epochs_run"]:
         return (

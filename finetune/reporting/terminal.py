@@ -127,8 +127,8 @@ def ending(summary: dict[str, Any], output: Path, training: Training) -> str:
     accuracy = f"{summary['best_val_accuracy']:.4f}"
     where = f"in epoch {summary['best_epoch']}"
     if mixed := "interpolation" in summary:
-        where = f"{summary['interpolation']:.0%} of the way from the solved head to epoch {summary['epochs_run']}"
-        where = where if summary["interpolation"] else "with the solved head"
+        way = f"{summary['interpolation']:.0%} of the way from the solved head to epoch {summary['epochs_run']}"
+        where = way if summary["interpolation"] else "with the solved head"
     tested = (
         f"The same {summary['val_images']} images chose the weights, so expect slightly less on other images. "
         f"A test/ split would tell."

@@ -44,22 +44,21 @@ def choose(
         epoch = state.history[-1] if alpha else state.history[0]
         records[alpha] = epoch | scores[alpha].record(best_by) | {"interpolation": alpha}
         report(records[alpha])
-    chosen = pick(scores, best_by)
+    chosen = pick(scores, {alpha: score(record, best_by) for alpha, record in records.items()})
     load(chosen)
     state.best = records[chosen]
     checkpoints.keep_best(state.best)
     return scores[chosen]
 
 
-def pick(scores: dict[float, Scores], best_by: str) -> float:
+def pick(scores: dict[float, Scores], values: dict[float, float]) -> float:
     """The mixing coefficient of the weights to take, by the scores of all on validation.
 
-    Of those that are no worse by `best_by` than the weights before training, it has the lowest loss, each at its own
-    temperature (Guo et al. 2017), as the model is saved. With few images a loss tells more than an accuracy, which
-    counts every image as right or wrong.
+    Of those that are no worse than the weights before training by `values`, the metric of `--best-by`, it has the
+    lowest loss, each at its own temperature (Guo et al. 2017), as the model is saved. With few images a loss tells more
+    than an accuracy, which counts every image as right or wrong.
     """
-    least = score(scores[0.0].record(best_by), best_by)
-    no_worse = [alpha for alpha in ALPHAS if score(scores[alpha].record(best_by), best_by) >= least]
+    no_worse = [alpha for alpha in ALPHAS if values[alpha] >= values[0.0]]
     return min(no_worse, key=lambda alpha: _calibrated_loss(scores[alpha]))
 
 

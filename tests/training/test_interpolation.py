@@ -10,6 +10,7 @@ from support import metrics
 
 from finetune.training import interpolation
 from finetune.training.evaluation import Scores
+from finetune.training.state import score
 
 FLAGS = ("--recipe", "best", "--weights", "starter", "--solver", "lbfgs", "--epochs", "2", "--keep-checkpoints", "1")
 
@@ -19,7 +20,7 @@ FLAGS = ("--recipe", "best", "--weights", "starter", "--solver", "lbfgs", "--epo
 )
 def run(train, request, monkeypatch) -> tuple[float, Path]:
     """A run in which the weights of one mixture are picked."""
-    monkeypatch.setattr(interpolation, "pick", lambda scores, best_by: request.param)
+    monkeypatch.setattr(interpolation, "pick", lambda scores, values: request.param)
     code, output = train(*FLAGS)
     assert code == 0
     return request.param, output
@@ -62,6 +63,10 @@ def scores_of(wrong: int, sure: float = 1.0, scale: float = 1.0) -> Scores:
     return Scores(losses, logits.argmax(1, keepdim=True), torch.ones(100, 1), labels, logits)
 
 
+def values_of(scores: dict[float, Scores], best_by: str) -> dict[float, float]:
+    return {alpha: score(found.record(best_by), best_by) for alpha, found in scores.items()}
+
+
 @pytest.mark.parametrize(
     ("mixtures", "picked"),
     [
@@ -77,13 +82,13 @@ def scores_of(wrong: int, sure: float = 1.0, scale: float = 1.0) -> Scores:
 )
 def test_the_lowest_loss_at_its_own_temperature_is_picked_of_those_no_worse_than_the_head(mixtures, picked):
     scores = dict(zip(interpolation.ALPHAS, (scores_of(*mixture) for mixture in mixtures), strict=True))
-    assert interpolation.pick(scores, "accuracy") == picked
+    assert interpolation.pick(scores, values_of(scores, "accuracy")) == picked
 
 
 @pytest.mark.parametrize("best_by", ["accuracy", "loss", "macro_f1", "balanced_accuracy", "auroc"])
 def test_no_weights_are_picked_that_score_lower_than_the_head_by_the_metric_that_chooses(best_by):
     scores = dict(zip(interpolation.ALPHAS, (scores_of(count) for count in (9, 20, 30, 40)), strict=True))
-    assert interpolation.pick(scores, best_by) == 0.0
+    assert interpolation.pick(scores, values_of(scores, best_by)) == 0.0
 
 
 def test_a_resumed_run_chooses_the_same_weights(train):

@@ -77,19 +77,13 @@ def _series(history: list[dict[str, Any]], x: str, y: str, name: str, color: int
 
 def _rates(history: list[dict[str, Any]]) -> tuple[Axis, list[Series]] | None:
     """The learning rates of the depths, those that are equal as one; None where none is ever trained."""
-    alike: dict[tuple[float, ...], list[str]] = {}
-    for name in history[-1]["lr"]:
-        rates = tuple(float(f"{record['lr'].get(name, 0.0):.6g}") for record in history)  # equal up to rounding
-        alike.setdefault(rates, []).append(name)
-    kept = [(names, values) for values, names in alike.items() if any(values)]
+    kept = charts.rates(history)
     if not kept:
         return None
-    kept = kept if len(kept) <= 4 else [kept[round(k * (len(kept) - 1) / 3)] for k in range(4)]
     peaks = [max(values) for _, values in kept]
     log = max(peaks) > 8 * min(peaks)
     series = []
-    for color, (names, values) in enumerate(kept):
-        label = names[0] if len(names) == 1 else f"{names[-1]} to {names[0]}"
+    for color, (label, values) in enumerate(kept):
         points = [(record["epoch"], value or None) for record, value in zip(history, values, strict=True)]
         series.append(Series(label, color, points, dashed=color % 2 == 1))
     floor = min(peaks) / 30 if log else 0.0
