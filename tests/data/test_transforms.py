@@ -184,7 +184,8 @@ def test_normalised_batches_are_torchvisions():
     assert seen == 4
 
 
-@pytest.mark.parametrize("flag", [pytest.param("--mixup", marks=pytest.mark.slow), "--cutmix"])
+@pytest.mark.slow
+@pytest.mark.parametrize("flag", ["--mixup", "--cutmix"])
 def test_mixing_is_seeded_per_image_and_workers_change_nothing(train, flag):
     flags = ("--recipe", "finetune", "--batch-size", "11")
     plain = metrics(train(*flags)[1])

@@ -21,6 +21,7 @@ def decoded(folder):
     return sorted(path.name.partition("-")[2] for path in folder.iterdir() if "-" in path.name)
 
 
+@pytest.mark.slow
 def test_decoded_images_change_nothing(train, tmp_path, monkeypatch):
     flags = ("--recipe", "finetune", "--epochs", "3", "--workers", "1")
     plain = train(*flags, "--no-cache-images")[1]

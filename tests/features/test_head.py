@@ -152,6 +152,7 @@ def test_a_run_that_is_resumed_does_not_solve_again(train, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "expected"), [("feature_extractor", 0), ("finetune", 75)])
 def test_a_stop_while_heads_are_scored_cuts_no_path_short(train, monkeypatch, recipe, expected):
     flags, original = ("--recipe", recipe, *SOLVED, "--epochs", "1"), run_records.head_record

@@ -5,6 +5,7 @@ import re
 import pytest
 
 
+@pytest.mark.slow
 def test_the_plan_says_what_is_cached(train, capsys):
     def printed(*flags):
         assert train("--plan", *flags)[0] == 0

@@ -76,6 +76,7 @@ def test_a_resumed_run_goes_on_with_the_number_it_found(train, monkeypatch):
     assert tried[0] == 2
 
 
+@pytest.mark.slow
 def test_a_single_image_that_does_not_fit_ends_with_a_message(train, monkeypatch, capsys):
     limit_memory(monkeypatch, images=0)
     code, _ = train(*FLAGS, "--accumulate", "auto")

@@ -37,6 +37,7 @@ def test_a_run_killed_in_mid_epoch_ends_as_if_it_had_not_been(start, processes):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_to_one_process_stops_all_after_a_checkpoint_with_75(start, number):
     flags = ("--recipe", "finetune", "--epochs", "5000")
@@ -155,6 +156,7 @@ def test_an_error_in_the_search_for_a_checkpoint_is_raised_on_all_processes(tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ended 0", "ended 1"]
 
 
+@pytest.mark.slow
 def test_resuming_needs_no_weights_file(train, tmp_path):
     weights = tmp_path / "weights.safetensors"
     _, first = train("--epochs", "1")

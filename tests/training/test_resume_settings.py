@@ -68,6 +68,7 @@ def test_a_precision_that_the_hardware_chose_stays_and_may_be_given(train, monke
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_batchnorm_stays_as_the_run_began_when_micro_batches_shrink(train, monkeypatch, capsys):
     """Otherwise the end of an epoch would be cut into other batches too."""
     monkeypatch.setattr(network, "MANY_IMAGES", 1)

@@ -226,15 +226,8 @@ def test_a_model_that_is_wrapped_again_computes_in_the_same_precision():
     assert "forward" not in vars(model), "the model itself stays as it was"
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ("--views", "0"),
-        pytest.param(("--mixup", "0.5"), marks=pytest.mark.slow),
-        pytest.param(("--cutmix", "1"), marks=pytest.mark.slow),
-        pytest.param(("--cache-gb", "0"), marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [("--views", "0"), ("--mixup", "0.5"), ("--cutmix", "1"), ("--cache-gb", "0")])
 def test_a_run_in_bf16_is_in_bf16_in_every_phase_and_resumes_in_it(train, monkeypatch, flags):
     build, seen = surgery.build, []
 
