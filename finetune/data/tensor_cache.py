@@ -105,7 +105,7 @@ def entries(folder: Path) -> list[Entry]:
 
 def _about(path: Path) -> dict[str, str]:
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(path, "np") as file:  # for torch it would map the values too
             return file.metadata() or {}
     except (SafetensorError, OSError):
         return {}
@@ -174,7 +174,7 @@ def read(path: Path) -> Tensor | None:
         files.check_regular(path)
         with safe_open(path, "pt") as file:
             return file.get_tensor("values")
-    except (SafetensorError, OSError):
+    except (SafetensorError, OSError, RuntimeError):  # torch, which opens it again, says RuntimeError where it is gone
         return None
 
 

@@ -51,6 +51,20 @@ def test_a_damaged_entry_is_not_used_but_deleted(tmp_path):
     assert tensor_cache.is_whole(path)
 
 
+def test_an_entry_that_another_run_deletes_while_it_is_opened_is_missing(tmp_path, monkeypatch):
+    path, _ = write(tmp_path)
+    from_file = torch.UntypedStorage.from_file
+
+    def delete_first(name, *rest, **options):
+        Path(name).unlink()
+        return from_file(name, *rest, **options)
+
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", delete_first)
+    assert tensor_cache.entries(tmp_path)[0].about["model"] == "resnet18"
+    assert tensor_cache.read(path) is None
+    assert not path.exists()
+
+
 def test_an_entry_does_not_exist_before_it_is_committed(tmp_path):
     path = tmp_path / f"a{tensor_cache.SUFFIX}"
     writer = tensor_cache.Writer(path, 2, {})
