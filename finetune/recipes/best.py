@@ -3,9 +3,10 @@
     accelerate launch train.py --recipe best --data path/to/folder --model resnet18 --minutes 30
 
 All layers are trained from the solved head as in `finetune`. At the end, the weights of the head's network, the trained
-ones and two mixtures of both are compared on validation (`--interpolate`), by their loss at their own temperature; what
-scores lower than the head is left out. `--plan` tells about how long each part takes; `--minutes` limits the whole, by
-fewer epochs or, where none fits, by the head alone. Source: Kumar et al. 2022; WiSE-FT, Wortsman et al. 2022.
+ones and two mixtures of both are compared on validation (`--interpolate`), by their loss at their own temperature. Of
+those as good as the best but for chance, the nearest to half-way is taken; what scores lower than the head is left out.
+`--plan` tells about how long each part takes; `--minutes` limits the whole, by fewer epochs or, where none fits, by the
+head alone. Source: Kumar et al. 2022; WiSE-FT, Wortsman et al. 2022.
 
 Measured: test accuracy of the solved head, and of this recipe, with ImageNet weights at 128 pixels, seed 0.
 

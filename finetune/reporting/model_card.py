@@ -153,9 +153,10 @@ def choice(summary: dict[str, Any], config: dict[str, Any]) -> str:
         way = f"{summary['interpolation']:.0%} of the way from {start} to those after training"
         return (
             f"The weights are {way if summary['interpolation'] else f'those of {start}'}. Among 0, 50, 75 and 100% of "
-            f"the way to the weights after training, these had the lowest loss on the validation images, each at its "
-            f"own temperature, and no lower score than the head. The validation images thus chose the weights, which "
-            f"makes their score slightly optimistic{unbiased}"
+            f"the way to the weights after training, these are the nearest to half-way that score no lower than the "
+            f"head on the validation images, and whose loss there, each at its own temperature, is within one standard "
+            f"error of the lowest. The validation images thus chose the weights, which makes their score slightly "
+            f"optimistic{unbiased}"
         )
     if summary["epochs_run"]:
         return (

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from finetune.training.calibration import fit_temperature
 from finetune.training.checkpoint import Checkpoints
@@ -13,6 +14,7 @@ from finetune.training.evaluation import Scores
 from finetune.training.state import State, score
 
 ALPHAS = (0.0, 0.5, 0.75, 1.0)  # the mixing coefficients: 0 is the weights before training, 1 those after it
+HALF_WAY = 0.5
 
 
 def choose(
@@ -54,13 +56,24 @@ def choose(
 def pick(scores: dict[float, Scores], values: dict[float, float]) -> float:
     """The mixing coefficient of the weights to take, by the scores of all on validation.
 
-    Of those that are no worse than the weights before training by `values`, the metric of `--best-by`, it has the
-    lowest loss, each at its own temperature (Guo et al. 2017), as the model is saved. With few images a loss tells more
-    than an accuracy, which counts every image as right or wrong.
+    Of those that are no worse than the weights before training by `values`, the metric of `--best-by`, and whose loss
+    is within one standard error of the lowest, it is the nearest to half-way, the coefficient that Wortsman et al.
+    recommend where nothing is known (one-standard-error rule: Breiman et al. 1984). Losses are taken each at its own
+    temperature (Guo et al. 2017), as the model is saved.
     """
     no_worse = [alpha for alpha in ALPHAS if values[alpha] >= values[0.0]]
-    return min(no_worse, key=lambda alpha: _calibrated_loss(scores[alpha]))
+    losses = {alpha: _calibrated_losses(scores[alpha]) for alpha in no_worse}
+    lowest = min(losses.values(), key=torch.mean)
+    close = [alpha for alpha in no_worse if _is_close(losses[alpha], lowest)]
+    return min(close, key=lambda alpha: abs(alpha - HALF_WAY))
 
 
-def _calibrated_loss(scores: Scores) -> float:
-    return scores.at_temperature(fit_temperature(scores.logits, scores.labels)).loss
+def _calibrated_losses(scores: Scores) -> Tensor:
+    """Each image's (N,), in nats."""
+    return scores.at_temperature(fit_temperature(scores.logits, scores.labels)).losses.double()
+
+
+def _is_close(losses: Tensor, lowest: Tensor) -> bool:
+    """Whether a mean of losses (N,) is above another's by no more than the standard error of the difference."""
+    differences = losses - lowest
+    return bool(differences.mean() <= differences.std(correction=0) / len(differences) ** 0.5)

@@ -52,10 +52,13 @@ def test_the_result_is_no_worse_on_validation_than_the_head(train):
     assert summary["best_val_accuracy"] >= history[0]["val_accuracy"]
 
 
-def scores_of(wrong: int, sure: float = 1.0, scale: float = 1.0) -> Scores:
-    """The scores of 100 images of two classes, so many of them wrong, those that are right `sure` times as sure."""
+def scores_of(wrong: int, first: int = 0, sure: float = 1.0, scale: float = 1.0) -> Scores:
+    """The scores of 100 images of two classes: so many are wrong, from `first` on, and the others `sure` times as sure.
+
+    What is wrong for another `first` is wrong for other images.
+    """
     labels = torch.arange(100) % 2
-    right = torch.arange(100) >= wrong
+    right = (torch.arange(100) < first) | (torch.arange(100) >= first + wrong)
     margin = torch.where(right, sure, -1.0) * scale
     logits = torch.stack((margin, -margin), 1)
     logits = torch.where(labels[:, None] == 0, logits, -logits)
@@ -70,19 +73,28 @@ def values_of(scores: dict[float, Scores], best_by: str) -> dict[float, float]:
 @pytest.mark.parametrize(
     ("mixtures", "picked"),
     [
-        ([(9,), (9,), (9,), (9,)], 0.0),
-        ([(9,), (8,), (9,), (9,)], 0.5),
-        ([(8,), (9,), (9,), (9,)], 0.0),
+        ([(9,), (9,), (9,), (9,)], 0.5),
+        ([(8,), (9,), (9,), (9,)], 0.0),  # the others are worse than the head
         ([(9,), (8,), (7,), (8,)], 0.75),
         ([(9,), (8,), (7,), (6,)], 1.0),
-        ([(9,), (8,), (9, 3.0), (9,)], 0.75),  # surer where it is right than where it is wrong
-        ([(9,), (8,), (10, 3.0), (9,)], 0.5),  # more wrong ones than the head
-        ([(9,), (8, 1.0, 10.0), (9,), (9,)], 0.5),  # overconfidence alone, which the temperature takes away
+        ([(9,), (8,), (7, 50), (6, 50)], 0.5),  # of other images one or two fewer are wrong, which is chance
+        ([(9,), (8,), (7, 50), (1,)], 1.0),
+        ([(9,), (10,), (8, 20), (7, 50)], 0.75),  # half-way is worse than the head
+        ([(9,), (8,), (9, 0, 3.0), (9,)], 0.75),  # surer where it is right than where it is wrong
+        ([(9,), (8,), (10, 0, 3.0), (9,)], 0.5),  # more wrong ones than the head
+        ([(9,), (8, 0, 1.0, 10.0), (9,), (9,)], 0.5),  # overconfidence alone, which the temperature takes away
     ],
 )
-def test_the_lowest_loss_at_its_own_temperature_is_picked_of_those_no_worse_than_the_head(mixtures, picked):
+def test_the_nearest_to_half_way_is_picked_of_those_as_good_as_the_best_but_for_chance(mixtures, picked):
     scores = dict(zip(interpolation.ALPHAS, (scores_of(*mixture) for mixture in mixtures), strict=True))
     assert interpolation.pick(scores, values_of(scores, "accuracy")) == picked
+
+
+def test_one_validation_image_is_enough_to_pick_by():
+    whole = scores_of(9)
+    fields = (whole.losses, whole.predictions, whole.probabilities, whole.labels, whole.logits)
+    scores = dict.fromkeys(interpolation.ALPHAS, Scores(*(field[-1:] for field in fields)))
+    assert interpolation.pick(scores, values_of(scores, "accuracy")) == 0.5
 
 
 @pytest.mark.parametrize("best_by", ["accuracy", "loss", "macro_f1", "balanced_accuracy", "auroc"])
