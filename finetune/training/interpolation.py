@@ -62,13 +62,13 @@ def pick(scores: dict[float, Scores], values: dict[float, float]) -> float:
     temperature (Guo et al. 2017), as the model is saved.
     """
     no_worse = [alpha for alpha in ALPHAS if values[alpha] >= values[0.0]]
-    losses = {alpha: _calibrated_losses(scores[alpha]) for alpha in no_worse}
+    losses = {alpha: calibrated_losses(scores[alpha]) for alpha in no_worse}
     lowest = min(losses.values(), key=torch.mean)
     close = [alpha for alpha in no_worse if _is_close(losses[alpha], lowest)]
     return min(close, key=lambda alpha: abs(alpha - HALF_WAY))
 
 
-def _calibrated_losses(scores: Scores) -> Tensor:
+def calibrated_losses(scores: Scores) -> Tensor:
     """Each image's (N,), in nats."""
     return scores.at_temperature(fit_temperature(scores.logits, scores.labels)).losses.double()
 
