@@ -50,16 +50,14 @@ def some(scores: Scores, chosen: Tensor) -> Scores:
 
 def choices(scores: dict[float, Scores]) -> dict[str, float]:
     """The mixing coefficient that each way chooses, by the scores on validation."""
-    values = {alpha: found.accuracy for alpha, found in scores.items()}
-    no_worse = [alpha for alpha in ALPHAS if values[alpha] >= values[0.0]]
     return {
         "head": 0.0,
         "half-way": 0.5,
         "three quarters": 0.75,
         "trained": 1.0,
-        "highest accuracy": max(ALPHAS, key=values.__getitem__),
-        "lowest loss": min(no_worse, key=lambda alpha: interpolation.calibrated_losses(scores[alpha]).mean()),
-        "best": interpolation.pick(scores, values),
+        "highest accuracy": max(ALPHAS, key=lambda alpha: scores[alpha].accuracy),
+        "lowest loss": min(ALPHAS, key=lambda alpha: interpolation.calibrated_losses(scores[alpha]).mean()),
+        "best": interpolation.pick(scores),
     }
 
 

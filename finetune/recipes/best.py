@@ -4,7 +4,7 @@
 
 All layers are trained from the solved head as in `finetune`. At the end, the weights of the head's network, the trained
 ones and two mixtures of both are compared on validation (`--interpolate`), by their loss at their own temperature. Of
-those as good as the best but for chance, the nearest to half-way is taken; what scores lower than the head is left out.
+those as good as the best but for chance, the nearest to half-way is taken; what is worse than the head is left out.
 `--plan` tells about how long each part takes; `--minutes` limits the whole, by fewer epochs or, where none fits, by the
 head alone. Source: Kumar et al. 2022; WiSE-FT, Wortsman et al. 2022.
 
