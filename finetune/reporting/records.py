@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +17,7 @@ from accelerate import Accelerator
 from finetune import starter
 from finetune.config.settings import Recipe
 from finetune.data.types import ImageSet
+from finetune.errors import UserError
 from finetune.recipes import depth_name
 from finetune.runtime import files
 from finetune.training.evaluation import Scores
@@ -60,8 +62,10 @@ def settings(recipe: Recipe) -> dict[str, Any]:
     for action in ("plan", "json", "preview", "lr_find", "resume"):
         del flat[action]
     for name in PATHS:
-        if flat[name] and flat[name] not in starter.PARTS and (path := files.expanded(flat[name])).exists():
-            flat[name] = path.absolute()
+        if flat[name] and flat[name] not in starter.PARTS:
+            with suppress(UserError):  # ~ of a user without a home folder, where nothing is
+                path = files.expanded(flat[name])
+                flat[name] = path.absolute() if path.exists() else flat[name]
     flat = {name: str(value) if isinstance(value, Path) else value for name, value in flat.items()}
     return json.loads(json.dumps(flat))  # as read back: tuples are lists
 
