@@ -33,10 +33,7 @@ def scores_of(run: Path) -> tuple[dict[float, Scores], int]:
     start, trained = (load_file(newest / f"{name}.safetensors") for name in ("start", "average"))
     found = {}
     for alpha in ALPHAS:
-        mixture = {
-            name: torch.lerp(start[name], value, alpha) if value.is_floating_point() else value
-            for name, value in trained.items()
-        }
+        mixture = interpolation.mix(start, trained, alpha)
         opened.model.load_state_dict(mixture, strict=False)  # the rest is frozen
         found[alpha] = evaluate.score(opened, splits["test"], BATCH, workers=0)
     return found, len(splits["val"].labels)
@@ -50,14 +47,16 @@ def some(scores: Scores, chosen: Tensor) -> Scores:
 
 def choices(scores: dict[float, Scores]) -> dict[str, float]:
     """The mixing coefficient that each way chooses, by the scores on validation."""
+    values = {alpha: found.accuracy for alpha, found in scores.items()}
+    no_worse = [alpha for alpha in ALPHAS if values[alpha] >= values[0.0]]
     return {
         "head": 0.0,
         "half-way": 0.5,
         "three quarters": 0.75,
         "trained": 1.0,
-        "highest accuracy": max(ALPHAS, key=lambda alpha: scores[alpha].accuracy),
-        "lowest loss": min(ALPHAS, key=lambda alpha: interpolation.calibrated_losses(scores[alpha]).mean()),
-        "best": interpolation.pick(scores),
+        "highest accuracy": max(ALPHAS, key=values.__getitem__),
+        "lowest loss": min(no_worse, key=lambda alpha: interpolation.calibrated_losses(scores[alpha]).mean()),
+        "best": interpolation.pick(scores, values),
     }
 
 

@@ -196,9 +196,9 @@ class Training:
     (one class against the rest) are means over classes, in which a rare class counts as much as a frequent one."""
     interpolate: bool = False
     """At the end, choose among the weights before training (the solved head's network), those after it, and half and
-    three quarters of the way between them (WiSE-FT, Wortsman et al. 2022), in place of the best epoch. Of those whose
-    validation loss, each at its own temperature, is no higher than before training and within one standard error of
-    the lowest, the ones nearest to half-way are taken."""
+    three quarters of the way between them (WiSE-FT, Wortsman et al. 2022), in place of the best epoch. Of those that
+    are no worse by --best-by than the weights before training, and whose validation loss, each at its own temperature,
+    is within one standard error of the lowest, the ones nearest to half-way are taken."""
     calibrate: bool = True
     """Fit a temperature on the validation images at the end (Guo et al. 2017) and divide the last layer's weights by
     it. Probabilities then agree better with accuracy; the predicted classes do not change."""

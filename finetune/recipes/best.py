@@ -4,7 +4,7 @@
 
 All layers are trained from the solved head as in `finetune`. At the end, the weights of the head's network, the trained
 ones and two mixtures of both are compared on validation (`--interpolate`), by their loss at their own temperature. Of
-those as good as the best but for chance, the nearest to half-way is taken; what is worse than the head is left out.
+those as good as the best but for chance, the nearest to half-way is taken; what scores lower than the head is left out.
 `--plan` tells about how long each part takes; `--minutes` limits the whole, by fewer epochs or, where none fits, by the
 head alone. Source: Kumar et al. 2022; WiSE-FT, Wortsman et al. 2022.
 
@@ -14,7 +14,7 @@ seeds, but one of the first set and the last.
                                           mobilenet_v2      squeezenet1_0
     70 classes of drawn beetles, 12 each  0.866 → 0.979     0.927 → 0.982
     ten classes at 32 pixels, 50 each     0.971 → 0.982     0.975 → 0.974
-    ants and bees                         0.922 → 0.919     0.911 → 0.908
+    ants and bees                         0.922 → 0.919     0.911 → 0.895
     Caltech-101, 15 images each           0.856 → 0.886     0.800 → 0.814
 """
 

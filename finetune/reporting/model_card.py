@@ -153,9 +153,9 @@ def choice(summary: dict[str, Any], config: dict[str, Any]) -> str:
         way = f"{summary['interpolation']:.0%} of the way from {start} to those after training"
         return (
             f"The weights are {way if summary['interpolation'] else f'those of {start}'}. Among 0, 50, 75 and 100% of "
-            f"the way to the weights after training, these are the nearest to half-way whose loss on the validation "
-            f"images, each at its own temperature, is not above the head's and within one standard error of the "
-            f"lowest. The validation images thus chose the weights, which makes their score slightly "
+            f"the way to the weights after training, these are the nearest to half-way that score no lower than the "
+            f"head on the validation images, and whose loss there, each at its own temperature, is within one standard "
+            f"error of the lowest. The validation images thus chose the weights, which makes their score slightly "
             f"optimistic{unbiased}"
         )
     if summary["epochs_run"]:

@@ -60,8 +60,6 @@ def _reasons(recipe: Recipe, solved: bool, steps: bool) -> Iterator[tuple[str, t
         yield f"{training.optimizer} has none", ("momentum",)
     if training.schedule not in ("step", "plateau"):
         yield f"the schedule is {training.schedule}", ("step_epochs", "step_factor")
-    if solved and training.interpolate and not training.patience:
-        yield "mixtures of weights are chosen by their loss (--no-interpolate takes the best epoch)", ("best_by",)
     if not training.patience:
         yield "there is no early stopping (--patience)", ("min_delta",)
     if run.tracker == "none":

@@ -11,7 +11,7 @@ from torch import Tensor
 from finetune.training.calibration import fit_temperature
 from finetune.training.checkpoint import Checkpoints
 from finetune.training.evaluation import Scores
-from finetune.training.state import State
+from finetune.training.state import State, score
 
 ALPHAS = (0.0, 0.5, 0.75, 1.0)  # the mixing coefficients: 0 is the weights before training, 1 those after it
 HALF_WAY = 0.5
@@ -33,11 +33,7 @@ def choose(
     trained = {name: value.clone() for name, value in network.evaluated.state_dict().items() if name in start}
 
     def load(alpha: float) -> None:
-        between = {
-            name: torch.lerp(start[name].to(value), value, alpha) if value.is_floating_point() else value
-            for name, value in trained.items()
-        }
-        network.evaluated.load_state_dict(between, strict=False)  # the rest is frozen
+        network.evaluated.load_state_dict(mix(start, trained, alpha), strict=False)  # the rest is frozen
 
     scores, records = {}, {}
     for alpha in ALPHAS:
@@ -46,26 +42,33 @@ def choose(
         epoch = state.history[-1] if alpha else state.history[0]
         records[alpha] = epoch | scores[alpha].record(best_by) | {"interpolation": alpha}
         report(records[alpha])
-    chosen = pick(scores)
+    chosen = pick(scores, {alpha: score(record, best_by) for alpha, record in records.items()})
     load(chosen)
     state.best = records[chosen]
     checkpoints.keep_best(state.best)
     return scores[chosen]
 
 
-def pick(scores: dict[float, Scores]) -> float:
+def mix(start: dict[str, Tensor], trained: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
+    """The weights alpha of the way from `start` to `trained`; integers are those of `trained`."""
+    return {
+        name: torch.lerp(start[name].to(value), value, alpha) if value.is_floating_point() else value
+        for name, value in trained.items()
+    }
+
+
+def pick(scores: dict[float, Scores], values: dict[float, float]) -> float:
     """The mixing coefficient of the weights to take, by the scores of all on validation.
 
-    Of those with no higher loss than the weights before training, and within one standard error of the lowest, it is
-    the nearest to half-way, the coefficient that Wortsman et al. recommend where nothing is known (one-standard-error
-    rule: Breiman et al. 1984). Losses are taken each at its own temperature (Guo et al. 2017), as the model is saved.
-    With few images a loss tells more than an accuracy, for which every image is right or wrong.
+    Of those that are no worse than the weights before training by `values`, the metric of `--best-by`, and whose loss
+    is within one standard error of the lowest, it is the nearest to half-way, the coefficient that Wortsman et al.
+    recommend where nothing is known (one-standard-error rule: Breiman et al. 1984). Losses are taken each at its own
+    temperature (Guo et al. 2017), as the model is saved.
     """
-    losses = {alpha: calibrated_losses(scores[alpha]) for alpha in ALPHAS}
+    no_worse = [alpha for alpha in ALPHAS if values[alpha] >= values[0.0]]
+    losses = {alpha: calibrated_losses(scores[alpha]) for alpha in no_worse}
     lowest = min(losses.values(), key=torch.mean)
-    close = [
-        alpha for alpha in ALPHAS if losses[alpha].mean() <= losses[0.0].mean() and _is_close(losses[alpha], lowest)
-    ]
+    close = [alpha for alpha in no_worse if _is_close(losses[alpha], lowest)]
     return min(close, key=lambda alpha: abs(alpha - HALF_WAY))
 
 

@@ -10,6 +10,7 @@ from support import metrics
 
 from finetune.training import interpolation
 from finetune.training.evaluation import Scores
+from finetune.training.state import score
 
 FLAGS = ("--recipe", "best", "--weights", "starter", "--solver", "lbfgs", "--epochs", "2", "--keep-checkpoints", "1")
 
@@ -19,7 +20,7 @@ FLAGS = ("--recipe", "best", "--weights", "starter", "--solver", "lbfgs", "--epo
 )
 def run(train, request, monkeypatch) -> tuple[float, Path]:
     """A run in which the weights of one mixture are picked."""
-    monkeypatch.setattr(interpolation, "pick", lambda scores: request.param)
+    monkeypatch.setattr(interpolation, "pick", lambda scores, values: request.param)
     code, output = train(*FLAGS)
     assert code == 0
     return request.param, output
@@ -65,6 +66,10 @@ def scores_of(wrong: int, first: int = 0, sure: float = 1.0, scale: float = 1.0)
     return Scores(losses, logits.argmax(1, keepdim=True), torch.ones(100, 1), labels, logits)
 
 
+def values_of(scores: dict[float, Scores], best_by: str) -> dict[float, float]:
+    return {alpha: score(found.record(best_by), best_by) for alpha, found in scores.items()}
+
+
 @pytest.mark.parametrize(
     ("mixtures", "picked"),
     [
@@ -76,21 +81,26 @@ def scores_of(wrong: int, first: int = 0, sure: float = 1.0, scale: float = 1.0)
         ([(9,), (8,), (7, 50), (1,)], 1.0),
         ([(9,), (10,), (8, 20), (7, 50)], 0.75),  # half-way is worse than the head
         ([(9,), (8,), (9, 0, 3.0), (9,)], 0.75),  # surer where it is right than where it is wrong
-        ([(9,), (8,), (10, 0, 3.0), (9,)], 0.75),  # one wrong one more, which 90 surer ones outweigh
-        ([(9,), (20,), (30,), (40,)], 0.0),
+        ([(9,), (8,), (10, 0, 3.0), (9,)], 0.5),  # more wrong ones than the head
         ([(9,), (8, 0, 1.0, 10.0), (9,), (9,)], 0.5),  # overconfidence alone, which the temperature takes away
     ],
 )
 def test_the_nearest_to_half_way_is_picked_of_those_as_good_as_the_best_but_for_chance(mixtures, picked):
     scores = dict(zip(interpolation.ALPHAS, (scores_of(*mixture) for mixture in mixtures), strict=True))
-    assert interpolation.pick(scores) == picked
+    assert interpolation.pick(scores, values_of(scores, "accuracy")) == picked
 
 
 def test_one_validation_image_is_enough_to_pick_by():
     whole = scores_of(9)
     fields = (whole.losses, whole.predictions, whole.probabilities, whole.labels, whole.logits)
     scores = dict.fromkeys(interpolation.ALPHAS, Scores(*(field[-1:] for field in fields)))
-    assert interpolation.pick(scores) == 0.5
+    assert interpolation.pick(scores, values_of(scores, "accuracy")) == 0.5
+
+
+@pytest.mark.parametrize("best_by", ["accuracy", "loss", "macro_f1", "balanced_accuracy", "auroc"])
+def test_no_weights_are_picked_that_score_lower_than_the_head_by_the_metric_that_chooses(best_by):
+    scores = dict(zip(interpolation.ALPHAS, (scores_of(count) for count in (9, 20, 30, 40)), strict=True))
+    assert interpolation.pick(scores, values_of(scores, best_by)) == 0.0
 
 
 def test_a_resumed_run_chooses_the_same_weights(train):
