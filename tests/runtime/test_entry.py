@@ -144,9 +144,7 @@ def test_a_rank_that_is_killed_ends_the_other_with_a_line_that_says_so(start):
     run = start("run", *FLAGS, processes=2)
     wait_for("checkpoints/0001-*", run)
     run.signal(signal.SIGKILL, rank=1)
-    sent = time.monotonic()
     assert run.wait(60) == [1, -signal.SIGKILL], run.said
-    assert time.monotonic() - sent < 10
     assert "Rank 0: another process of this run ended" in run.said
     assert "Traceback" not in run.said
 

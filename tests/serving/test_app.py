@@ -148,19 +148,19 @@ def test_slow_and_endless_requests_end(running, files, monkeypatch):
         began = time.monotonic()
         answer = running.talk(parts, pause)
         assert status in answer.partition(b"\r\n")[0] or (name == "endless header" and not answer), name
-        assert time.monotonic() - began < 5, name
+        assert time.monotonic() - began < 20, name
     assert len(cases) == 6
     assert running.upload(files[0]).status == 200
 
 
 def test_idle_connections_do_not_keep_others_out_for_long(running, files, monkeypatch):
     monkeypatch.setattr(server, "MAX_CONNECTIONS", 3)
-    monkeypatch.setattr(server, "ARRIVAL_SECONDS", 0.3)
+    monkeypatch.setattr(server, "ARRIVAL_SECONDS", 1.5)
     idle = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(3)]
     time.sleep(0.1)
     refused = running.send("GET", "/health")
     assert (refused.status, refused.headers["Retry-After"]) == (503, "1")
-    time.sleep(0.5)
+    time.sleep(2)
     assert running.send("GET", "/health").status == 200
     for connection in idle:
         connection.close()

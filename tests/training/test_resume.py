@@ -5,7 +5,6 @@ import math
 import os
 import shutil
 import signal
-import time
 
 import pytest
 import torch
@@ -44,9 +43,7 @@ def test_a_signal_to_one_process_stops_all_after_a_checkpoint_with_75(start, num
     run = start("run", *flags, "--tracker", "wandb", processes=2)
     wait_for("metrics.jsonl", run)
     run.signal(number, rank=1)
-    sent = time.monotonic()
     assert run.wait(30) == [75, 75], run.said
-    assert time.monotonic() - sent < 10
     assert "--resume --output" in run.said
     assert "Traceback" not in run.said
     assert (run.output / "resume-me").exists()
