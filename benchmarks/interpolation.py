@@ -48,6 +48,7 @@ def some(scores: Scores, chosen: Tensor) -> Scores:
 def choices(scores: dict[float, Scores]) -> dict[str, float]:
     """The mixing coefficient that each way chooses, by the scores on validation."""
     values = {alpha: found.accuracy for alpha, found in scores.items()}
+    losses = {alpha: interpolation.calibrated_losses(found) for alpha, found in scores.items()}
     no_worse = [alpha for alpha in ALPHAS if values[alpha] >= values[0.0]]
     return {
         "head": 0.0,
@@ -55,8 +56,8 @@ def choices(scores: dict[float, Scores]) -> dict[str, float]:
         "three quarters": 0.75,
         "trained": 1.0,
         "highest accuracy": max(ALPHAS, key=values.__getitem__),
-        "lowest loss": min(no_worse, key=lambda alpha: interpolation.calibrated_losses(scores[alpha]).mean()),
-        "best": interpolation.pick(scores, values),
+        "lowest loss": min(no_worse, key=lambda alpha: losses[alpha].mean()),
+        "best": interpolation.pick(losses, values),
     }
 
 

@@ -82,7 +82,7 @@ def interpolation_line(record: dict[str, Any]) -> str:
     """Weights between those before and after training in one line, from their record."""
     return (
         f"{record['interpolation']:.0%} of the way from the solved head  "
-        f"val loss {record['val_loss']:.4f} acc {record['val_accuracy']:.4f}"
+        f"val loss {record['calibrated_val_loss']:.4f} when calibrated, acc {record['val_accuracy']:.4f}"
     )
 
 

@@ -27,7 +27,7 @@ def choose(
     """Make the weights that `pick` picks the run's best, in place of the best epoch's; their scores. Collective.
 
     `evaluate` scores the network on validation. `report` gets the record of each mixing coefficient, which is its field
-    `interpolation`. Call it after the last checkpoint: weights change.
+    `interpolation`, with the mean of its `calibrated_losses`. Call it after the last checkpoint: weights change.
     """
     network, start = checkpoints.network, checkpoints.start
     trained = {name: value.clone() for name, value in network.evaluated.state_dict().items() if name in start}
@@ -35,14 +35,15 @@ def choose(
     def load(alpha: float) -> None:
         network.evaluated.load_state_dict(mix(start, trained, alpha), strict=False)  # the rest is frozen
 
-    scores, records = {}, {}
+    scores, losses, records = {}, {}, {}
     for alpha in ALPHAS:
         load(alpha)
         scores[alpha] = evaluate()
+        losses[alpha] = calibrated_losses(scores[alpha])
         epoch = state.history[-1] if alpha else state.history[0]
         records[alpha] = epoch | scores[alpha].record(best_by) | {"interpolation": alpha}
-        report(records[alpha])
-    chosen = pick(scores, {alpha: score(record, best_by) for alpha, record in records.items()})
+        report(records[alpha] | {"calibrated_val_loss": losses[alpha].mean().item()})
+    chosen = pick(losses, {alpha: score(record, best_by) for alpha, record in records.items()})
     load(chosen)
     state.best = records[chosen]
     checkpoints.keep_best(state.best)
@@ -57,23 +58,21 @@ def mix(start: dict[str, Tensor], trained: dict[str, Tensor], alpha: float) -> d
     }
 
 
-def pick(scores: dict[float, Scores], values: dict[float, float]) -> float:
-    """The mixing coefficient of the weights to take, by the scores of all on validation.
+def pick(losses: dict[float, Tensor], values: dict[float, float]) -> float:
+    """The mixing coefficient of the weights to take, by the `calibrated_losses` of all on validation.
 
     Of those that are no worse than the weights before training by `values`, the metric of `--best-by`, and whose loss
     is within one standard error of the lowest, it is the nearest to half-way, the coefficient that Wortsman et al.
-    recommend where nothing is known (one-standard-error rule: Breiman et al. 1984). Losses are taken each at its own
-    temperature (Guo et al. 2017), as the model is saved.
+    recommend where nothing is known (one-standard-error rule: Breiman et al. 1984).
     """
     no_worse = [alpha for alpha in ALPHAS if values[alpha] >= values[0.0]]
-    losses = {alpha: calibrated_losses(scores[alpha]) for alpha in no_worse}
-    lowest = min(losses.values(), key=torch.mean)
+    lowest = min((losses[alpha] for alpha in no_worse), key=torch.mean)
     close = [alpha for alpha in no_worse if _is_close(losses[alpha], lowest)]
     return min(close, key=lambda alpha: abs(alpha - HALF_WAY))
 
 
 def calibrated_losses(scores: Scores) -> Tensor:
-    """Each image's (N,), in nats."""
+    """Each image's loss (N,), in nats, at the temperature with the lowest (Guo et al. 2017), as the model is saved."""
     return scores.at_temperature(fit_temperature(scores.logits, scores.labels)).losses.double()
 
 

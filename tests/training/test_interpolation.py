@@ -1,6 +1,7 @@
 """The weights between those before and after training."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ FLAGS = ("--recipe", "best", "--weights", "starter", "--solver", "lbfgs", "--epo
 )
 def run(train, request, monkeypatch) -> tuple[float, Path]:
     """A run in which the weights of one mixture are picked."""
-    monkeypatch.setattr(interpolation, "pick", lambda scores, values: request.param)
+    monkeypatch.setattr(interpolation, "pick", lambda losses, values: request.param)
     code, output = train(*FLAGS)
     assert code == 0
     return request.param, output
@@ -66,8 +67,9 @@ def scores_of(wrong: int, first: int = 0, sure: float = 1.0, scale: float = 1.0)
     return Scores(losses, logits.argmax(1, keepdim=True), torch.ones(100, 1), labels, logits)
 
 
-def values_of(scores: dict[float, Scores], best_by: str) -> dict[float, float]:
-    return {alpha: score(found.record(best_by), best_by) for alpha, found in scores.items()}
+def pick(scores: dict[float, Scores], best_by: str) -> float:
+    losses = {alpha: interpolation.calibrated_losses(found) for alpha, found in scores.items()}
+    return interpolation.pick(losses, {alpha: score(found.record(best_by), best_by) for alpha, found in scores.items()})
 
 
 @pytest.mark.parametrize(
@@ -87,20 +89,32 @@ def values_of(scores: dict[float, Scores], best_by: str) -> dict[float, float]:
 )
 def test_the_nearest_to_half_way_is_picked_of_those_as_good_as_the_best_but_for_chance(mixtures, picked):
     scores = dict(zip(interpolation.ALPHAS, (scores_of(*mixture) for mixture in mixtures), strict=True))
-    assert interpolation.pick(scores, values_of(scores, "accuracy")) == picked
+    assert pick(scores, "accuracy") == picked
 
 
 def test_one_validation_image_is_enough_to_pick_by():
     whole = scores_of(9)
     fields = (whole.losses, whole.predictions, whole.probabilities, whole.labels, whole.logits)
     scores = dict.fromkeys(interpolation.ALPHAS, Scores(*(field[-1:] for field in fields)))
-    assert interpolation.pick(scores, values_of(scores, "accuracy")) == 0.5
+    assert pick(scores, "accuracy") == 0.5
+
+
+def test_the_losses_that_choose_are_printed(train, capfd):
+    code, output = train(*FLAGS, "--calibrate")
+    assert code == 0
+    printed = re.findall(
+        r"(\d+)% of the way from the solved head  val loss (\S+) when calibrated", capfd.readouterr().out
+    )
+    assert [int(way) / 100 for way, _ in printed] == list(interpolation.ALPHAS)
+    summary = json.loads((output / "summary.json").read_text())
+    losses = {int(way) / 100: float(loss) for way, loss in printed}
+    assert losses[summary["interpolation"]] == pytest.approx(summary["calibrated_val_loss"], abs=1e-4)
 
 
 @pytest.mark.parametrize("best_by", ["accuracy", "loss", "macro_f1", "balanced_accuracy", "auroc"])
 def test_no_weights_are_picked_that_score_lower_than_the_head_by_the_metric_that_chooses(best_by):
     scores = dict(zip(interpolation.ALPHAS, (scores_of(count) for count in (9, 20, 30, 40)), strict=True))
-    assert interpolation.pick(scores, values_of(scores, best_by)) == 0.0
+    assert pick(scores, best_by) == 0.0
 
 
 def test_a_resumed_run_chooses_the_same_weights(train):
