@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
     if scores is not None and int(scores.predictions.max()) >= len(predictor.metadata.classes):
         raise UserError(f"{path} belongs to a model with more classes. Delete it, and the images are scored again.")
     folder.mkdir(exist_ok=True)
-    charts.curves(folder / "curves.png", run.history, best)
+    charts.curves(folder / "curves.png", run.history, run.summary)
     try:
         imageset = run_images.read(recipe, predictor.config, predictor.metadata.net.in_channels)
     except UserError as error:

@@ -58,16 +58,19 @@ def unfreezings(history: list[dict[str, Any]]) -> dict[int, list[str]]:
     return started
 
 
-def curves(path: Path, history: list[dict[str, Any]], best_epoch: int) -> None:
-    """Loss and accuracy of both splits and the learning rates, by epoch; marks the best epoch and unfreezing.
+def curves(path: Path, history: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+    """Loss and accuracy of both splits and the learning rates, by epoch; marks the run's result and unfreezing.
 
-    Of a head that was only solved, loss and accuracy by strength: see `strengths`.
+    The result, by summary.json, is the best epoch or weights between those before and after training. Of a head that
+    was only solved, loss and accuracy by strength: see `strengths`.
     """
+    best_epoch = summary["best_epoch"]
+    way = summary.get("interpolation", 1)
+    result = f"{way:.0%} of the way to epoch {best_epoch}" if 0 < way < 1 else f"best epoch {best_epoch}"
     if all("l2" in record for record in history):
         strengths(path, history, best_epoch)
         return
     epochs = [record["epoch"] for record in history]
-    best = next(record for record in history if record["epoch"] == best_epoch)
     figure = Figure(figsize=(9, 5.6), layout="constrained")
     panels = figure.subplot_mosaic([["loss", "accuracy"], ["rate", "rate"]], height_ratios=[2.4, 1])
     for name in ("loss", "accuracy"):
@@ -75,8 +78,9 @@ def curves(path: Path, history: list[dict[str, Any]], best_epoch: int) -> None:
         for split, color, marker in (("train", BLUE, "o"), ("val", ORANGE, "s")):
             values = [record[f"{split}_{name}"] for record in history]
             axes.plot(epochs, values, color=color, marker=marker, markersize=4 if len(epochs) < 40 else 0, label=split)
-        axes.plot(best_epoch, best[f"val_{name}"], "*", color="black", markersize=11, zorder=5, label="best epoch")
-        set_style(axes, f"{name}; best epoch {best_epoch}: val {best[f'val_{name}']:.4f}")
+        best = summary[f"best_val_{name}"]
+        axes.plot(best_epoch, best, "*", color="black", markersize=11, zorder=5, label="result")
+        set_style(axes, f"{name}; {result}: val {best:.4f}")
         axes.legend(fontsize=9, edgecolor="none", framealpha=0.9)
     panels["accuracy"].set_ylim(top=1.01)
     started = unfreezings(history)  # marked in green
@@ -118,7 +122,7 @@ def _rates(axes: Axes, history: list[dict[str, Any]], epochs: list[int]) -> None
     axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:.0e}" if axes.get_yscale() == "log" else f"{rate:.3g}")
     set_style(axes, "learning rate at the end of the epoch" + (", of all trained depths" if len(kept) == 1 else ""))
     if len(kept) > 1:
-        axes.legend(fontsize=8, edgecolor="none", framealpha=0.9)
+        axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))  # the lines fill the panel
 
 
 def strengths(path: Path, history: list[dict[str, Any]], best_epoch: int) -> None:
@@ -286,5 +290,5 @@ def of_run(run: Path) -> None:
     """All charts of a finished run, into its plots/, from its files: metrics.jsonl, summary.json, model/, scores."""
     found = run_folder.read(run)
     classes = metadata.read(run / "model").classes
-    curves(run / "plots" / "curves.png", found.history, found.summary["best_epoch"])
+    curves(run / "plots" / "curves.png", found.history, found.summary)
     of_predictions(run / "plots", Predictions.load(run / run_folder.SCORES), classes, "Validation")

@@ -30,11 +30,14 @@ def history(epochs=4):
     return records
 
 
+SUMMARY = {"best_epoch": 3, "best_val_loss": 0.5, "best_val_accuracy": 0.5}
+
+
 @pytest.mark.parametrize("classes", [2, 3, pytest.param(102, marks=pytest.mark.slow)])
 def test_every_chart_is_drawn(tmp_path, classes):
     names = [f"a class called {k} " + "long " * (k % 9) for k in range(classes)]
     charts.of_predictions(tmp_path, made_up(classes), names, "Validation")
-    charts.curves(tmp_path / "curves.png", history(), 3)
+    charts.curves(tmp_path / "curves.png", history(), SUMMARY)
     charts.comparison(tmp_path / "comparison.png", {f"run {k}": history() for k in range(classes)})
     pictures = sorted(tmp_path.glob("*.png"))
     assert [path.stem for path in pictures] == ["calibration", "comparison", "confusion", "curves", "per_class"]
@@ -42,6 +45,24 @@ def test_every_chart_is_drawn(tmp_path, classes):
         pixels = np.asarray(Image.open(path).convert("L"))
         assert pixels.std() > 5, f"{path.name} is blank"
         assert max(pixels.shape) < 6000, f"{path.name} is larger than any screen"
+
+
+@pytest.mark.parametrize(
+    ("more", "title"),
+    [
+        ({}, "accuracy; best epoch 3: val 0.5000"),
+        ({"interpolation": 1.0}, "accuracy; best epoch 3: val 0.5000"),
+        ({"interpolation": 0.75, "best_val_accuracy": 0.75}, "accuracy; 75% of the way to epoch 3: val 0.7500"),
+    ],
+)
+def test_the_curves_mark_the_weights_that_are_the_result(tmp_path, monkeypatch, more, title):
+    drawn = []
+    monkeypatch.setattr(charts, "save", lambda figure, path: drawn.append(figure))
+    charts.curves(tmp_path / "curves.png", history(), SUMMARY | more)
+    axes = next(axes for axes in drawn[0].axes if axes.get_title(loc="left").startswith("accuracy"))
+    assert axes.get_title(loc="left") == title
+    (star,) = [line for line in axes.lines if line.get_marker() == "*"]
+    assert star.get_ydata() == [(SUMMARY | more)["best_val_accuracy"]]
 
 
 def test_predictions_without_an_error_of_one_class_only_are_drawn(tmp_path):
