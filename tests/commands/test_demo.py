@@ -64,5 +64,5 @@ def test_a_signal_ends_the_demo_cleanly(trained, number):
     assert [model["run"] for model in models] == ["fast", "slow", "fast-2"]
     assert models[0]["version"] == models[2]["version"] != models[1]["version"]
     process.send_signal(number)
-    assert process.communicate(timeout=20) == ("", "")
+    assert process.communicate(timeout=60) == ("", "")
     assert process.returncode == 0

@@ -2,6 +2,7 @@
 
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -155,15 +156,18 @@ def test_a_terminal_shows_the_progress(files):
     os.close(terminal)
 
 
-def test_processes_that_start_together_decode_each_file_once(files):
-    slow, ranks = command(files, "time.sleep(0.2)"), ("0", "0", "1")
+def test_processes_that_start_together_decode_each_file_once(files, tmp_path):
+    blocked = command(files, f"while not os.path.exists({str(tmp_path / 'go')!r}): time.sleep(0.01)")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    started = [subprocess.Popen(slow, cwd=ROOT, env=os.environ | {"LOCAL_RANK": rank}, **pipes) for rank in ranks]
-    outputs, errors = zip(*(process.communicate(timeout=60) for process in started), strict=True)
-    found = [text.splitlines()[1:] for text in outputs]
+    started = [
+        subprocess.Popen(blocked, cwd=ROOT, env=os.environ | {"LOCAL_RANK": rank}, **pipes) for rank in ("0", "0", "1")
+    ]
+    said, _, _ = select.select([process.stderr for process in started], [], [], 60)
+    assert "Waiting for another process" in said[0].readline()
+    (tmp_path / "go").touch()
+    found = [process.communicate(timeout=60)[0].splitlines()[1:] for process in started]
     assert len(found[0]) == 12
     assert found[0] == found[1] == found[2], "the reasons say which process decoded"
-    assert any("Waiting for another process" in text for text in errors)
 
 
 @needs_fork
@@ -195,7 +199,7 @@ def test_ctrl_c_ends_the_run_at_once_and_its_workers_with_it(files, after):
     time.sleep(after)
     run.send_signal(signal.SIGINT)
     try:
-        assert run.communicate(timeout=20)[1] == ""
+        assert run.communicate(timeout=60)[1] == ""
         assert run.returncode == -signal.SIGINT
         _, alive = psutil.wait_procs(workers, timeout=10)
         assert not alive
