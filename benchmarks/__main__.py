@@ -9,7 +9,6 @@ without given weights get random ones on both sides. The two sides take turns, s
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -19,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from finetune.commands.bench import processor
 
 ROOT = Path(__file__).parent.parent
 PIPELINE = """
@@ -133,14 +134,6 @@ def pipeline(given: argparse.Namespace) -> dict:
     ratios = [theirs / ours for theirs, ours in zip(took["reference"], took["ours"], strict=True)]
     row = {"case": "decode and augment, one core", "aim": 1.4, "ratio": statistics.median(ratios), "ratios": ratios}
     return row | {f"{side}_seconds": statistics.median(times) for side, times in took.items()}
-
-
-def processor() -> str:
-    """The processor's name, as far as the system has one."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def main() -> None:

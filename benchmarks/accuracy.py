@@ -24,8 +24,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from benchmarks import accuracy_report, image_sets
-from benchmarks.__main__ import ROOT, processor
+from benchmarks.__main__ import ROOT
 from finetune import recipes
+from finetune.commands.bench import processor
 from finetune.config.settings import STARTER_MODEL, STARTER_SIZE
 from finetune.errors import UserError, unknown
 from finetune.models.weights import STARTER_FOLDER

@@ -18,7 +18,8 @@ from pathlib import Path
 import psutil
 from PIL import Image
 
-from benchmarks.__main__ import ROOT, processor
+from benchmarks.__main__ import ROOT
+from finetune.commands.bench import processor
 from finetune.data.image_files import is_image
 from finetune.runtime import entry
 

@@ -1,6 +1,6 @@
 """Image sets with fixed train, validation and test images, as CSV files that our readers and other tools read alike.
 
-Two come from the folder of ants and bees, three from that of Caltech-101, two are drawn by this project's own code. The
+One comes from the folder of ants and bees, three from that of Caltech-101, two are drawn by this project. The
 splits are drawn by fixed seeds, and are the same on every machine.
 """
 

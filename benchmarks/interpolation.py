@@ -29,8 +29,9 @@ def scores_of(run: Path) -> tuple[dict[float, Scores], int]:
     """The scores on the run's test images by mixing coefficient, and how many validation images it had."""
     opened = predictor.open_run(run, "no")
     splits = run_images.read(opened.recipe, opened.config, opened.metadata.net.in_channels).splits
-    newest = saved_checkpoints.names(run / "checkpoints")[-1]
-    start, trained = (load_file(newest / f"{name}.safetensors") for name in ("start", "average"))
+    newest = max(saved_checkpoints.names(run / "checkpoints"))
+    end = "average" if (newest / "average.safetensors").is_file() else "model"  # --ema 0 has no average
+    start, trained = (load_file(newest / f"{name}.safetensors") for name in ("start", end))
     found = {}
     for alpha in ALPHAS:
         mixture = interpolation.mix(start, trained, alpha)

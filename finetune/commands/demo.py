@@ -18,7 +18,7 @@ PACKAGES = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "pyt
 class Options:
     """Serve models on a page, and as POST /predict, GET /model and GET /health. Ctrl-C ends it.
 
-    Only this machine can reach it by default. What visitors send is neither stored nor logged.
+    Only this machine can reach it by default. Pictures are not stored; the log has their size, the answer and the time.
     """
 
     runs: RunsArgument

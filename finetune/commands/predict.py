@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from finetune.commands import BatchSize, ImagesArgument, ModelArgument, WeightsOption, empty_folder, new_file
 from finetune.config.command_line import parse
 from finetune.config.settings import PositiveInt, Probability, Workers
-from finetune.data.image_files import EXTENSIONS, is_image
+from finetune.data import image_files
+from finetune.data.image_files import EXTENSIONS
 from finetune.errors import UserError, printable
 
 if TYPE_CHECKING:
@@ -106,15 +107,10 @@ def find(words: Iterable[str]) -> list[str]:
         if word == "-":
             paths += [line.strip() for line in sys.stdin if line.strip()]
         elif os.path.isdir(word):  # noqa: PTH112
-            inside = sorted(
-                os.path.join(folder, name)
-                for folder, _, names in os.walk(word, followlinks=True)
-                for name in names
-                if is_image(name)
-            )
+            inside = image_files.below(word)
             if not inside:
                 raise UserError(f"{word} holds no image. Images are: {' '.join(EXTENSIONS)}")
-            paths += inside
+            paths += sorted(inside)
         elif not os.path.exists(word) and glob.has_magic(word):  # noqa: PTH110
             matching = sorted(glob.glob(word, recursive=True))  # noqa: PTH207
             if not matching:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from contextlib import suppress
 from io import BytesIO
+from pathlib import Path
 
 from PIL import Image, ImageOps
 
@@ -19,6 +22,23 @@ FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 def is_image(name: str) -> bool:
     """Whether a file counts as an image: by its extension, unless it is hidden."""
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+
+
+def below(folder: str | Path, onerror: Callable[[OSError], None] | None = None) -> list[str]:
+    """The image files in a folder, at any depth, each folder's sorted. Hidden folders and links back are left out.
+
+    `onerror` gets the error of a folder that cannot be read, which is else left out.
+    """
+    found: list[str] = []
+    seen: set[str] = set()
+    for parent, inner, names in os.walk(folder, followlinks=True, onerror=onerror):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        if (real := os.path.realpath(parent)) in seen:  # a link back up the tree
+            inner.clear()
+            continue
+        seen.add(real)
+        found += [os.path.join(parent, name) for name in sorted(names) if is_image(name)]
+    return found
 
 
 def to_8_bits(image: Image.Image) -> Image.Image:

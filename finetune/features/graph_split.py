@@ -99,7 +99,7 @@ class Splitter:
         training, evaluation, modules = _trace(self.model), self._evaluation, dict(self.model.named_modules())
         frozen = 0
         for one, other in zip(training.nodes, evaluation.nodes, strict=False):
-            if not _same(one, other) or not _fixed(one, self.model, modules) or one.op == "output":
+            if not _same(one, other) or not _fixed(one, modules) or one.op == "output":
                 break
             frozen += 1
         also = set(_single(evaluation, frozen))
@@ -196,7 +196,7 @@ def _has_weights(module: nn.Module) -> bool:
     return any(True for _ in module.parameters())
 
 
-def _fixed(node: fx.Node, model: nn.Module, modules: dict[str, nn.Module]) -> bool:
+def _fixed(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether a node's output depends on its input alone until a depth is unfrozen."""
     if node.op == "get_attr":
         owner, _, name = node.target.rpartition(".")

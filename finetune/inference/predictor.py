@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ class Mirrored(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         views = torch.stack([self.model(x), self.model(x.flip(-1))]).float()  # (2, N, classes)
-        return views.softmax(-1).mean(0).log()  # (N, classes)
+        return views.log_softmax(-1).logsumexp(0) - math.log(2)  # (N, classes); finite where a probability is not
 
 
 class Prediction(NamedTuple):

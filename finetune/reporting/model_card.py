@@ -163,10 +163,9 @@ def choice(summary: dict[str, Any], config: dict[str, Any]) -> str:
             f"The weights are those of epoch {summary['best_epoch']} of {summary['epochs_run']}, which had the {by}. "
             f"The validation images thus chose the epoch, which makes their score slightly optimistic{unbiased}"
         )
-    return (
-        f"The head was solved with an L2 penalty of strength {summary['l2']:.1e}, chosen by held-out training "
-        f"images: the validation images chose no weights."
-    )
+    chosen = ", chosen by held-out training images" if "fold_loss" in summary else ""
+    strength = f"The head was solved with an L2 penalty of strength {summary['l2']:.1e}"
+    return f"{strength}{chosen}: the validation images chose no weights."
 
 
 def _images(classes: list[str], counts: dict[str, list[int]], summary: dict[str, Any]) -> list[str]:

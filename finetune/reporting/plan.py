@@ -51,11 +51,15 @@ class Row:
 
     def when(self, epochs: int) -> str:
         """When it is trained, in words, in a run of so many epochs."""
-        if self.start is None:
+        if self.start is None or not epochs:
             return "solved" if self.solved else "frozen"
         words = "from the start" if self.start == 0 else f"from epoch {self.start + 1}"
         words += f", after the last ({epochs})" if self.start >= epochs else ""
         return f"solved, then {words}" if self.solved else words
+
+    def is_trained(self, epochs: int) -> bool:
+        """Whether it is solved, or trained in a run of so many epochs."""
+        return self.solved or (self.start is not None and self.start < epochs)
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ def make(
     steps, in_folds = loaders["train"].batch_sampler.steps, recipe.images.folds is not None
     epochs = 0 if caching.head and network.trains_head_alone() else training.epochs
     table = rows(network, training, solved=caching.head is not None)
-    trained = sum(row.parameters for row in table if row.start is not None or row.solved)
+    trained = sum(row.parameters for row in table if row.is_trained(epochs))
     facts = {
         "images": ", ".join(f"{count} {name}" for name, count in counts.items())
         + (f"; fold {recipe.images.fold or 1} of {recipe.images.folds}, whose images are the test split" * in_folds)
@@ -254,9 +258,8 @@ def show(plan: Plan) -> Group:
         right = name in ("parameters", "lr", "decay")
         grid.add_column(name, justify="right" if right else "left", no_wrap=True, min_width=width)
     for row in plan.rows:
-        trained = row.start is not None and row.start < plan.epochs
         numbers = ("", "") if row.start is None else (f"{row.lr:.3g}", f"{row.weight_decay:.3g}")
-        style = "" if trained or (row.start is None and row.solved) else "dim"
+        style = "" if row.is_trained(plan.epochs) else "dim"
         cells = (row.when(plan.epochs), *numbers)
         grid.add_row(row.name, row.modules, f"{row.parameters:,}", *cells, row.batchnorm, style=style)
     notes = Table(box=None, show_header=False, pad_edge=False)

@@ -135,7 +135,8 @@ def ending(summary: dict[str, Any], output: Path, training: Training) -> str:
     )
     if not summary["epochs_run"]:
         best, where = f"Validation accuracy {accuracy}", f"with L2 strength {summary['l2']:.1e}"
-        tested = "The validation images chose nothing: training images that were held out chose the strength."
+        held_out = ": training images that were held out chose the strength" if "fold_loss" in summary else ""
+        tested = f"The validation images chose nothing{held_out}."
     elif chosen_by == "accuracy":
         best = f"{'Validation' if mixed else 'Best validation'} accuracy {accuracy}"
     else:

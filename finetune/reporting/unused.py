@@ -47,7 +47,7 @@ def _reasons(recipe: Recipe, solved: bool, steps: bool) -> Iterator[tuple[str, t
         random = ("crop_scale", "erase", "views", *(("augment",) if images.augment != "none" else ()))
         yield "a solved head gets each image as it is evaluated, and flipped", random
     if not solved:
-        yield "the head is not solved", ("l2",)
+        yield "the head is not solved", ("l2", "interpolate")
     if net.head == "linear":
         yield "the head is linear (--head mlp has hidden layers)", ("hidden", "dropout", "head_batchnorm")
     if net.head == "concat_pool":

@@ -74,7 +74,7 @@ def per_class(predictions: Predictions, classes: list[str]) -> list[PerClass]:
 
     predicted, labels = torch.from_numpy(predictions.predicted), torch.from_numpy(predictions.labels)
     found = [
-        metric(predicted, labels, len(classes), average=None).tolist()
+        metric(predicted, labels, max(2, len(classes)), average=None).tolist()[: len(classes)]
         for metric in (multiclass_precision, multiclass_recall, multiclass_f1_score)
     ]
     images = torch.bincount(labels, minlength=len(classes)).tolist()

@@ -79,10 +79,11 @@ def measure(
 
     counts = {name: len(loader.dataset) for name, loader in loaders.items()}
     val = seconds(counts["val"], evaluate)
+    mixtures = len(ALPHAS) if recipe.training.interpolate and views else 0
     return Estimate(
         head=seconds(counts["train"] * views, evaluate) + val if views else 0.0,
         epoch=seconds(counts["train"], train) + val,
-        end=seconds(counts.get("test", 0), evaluate) + val * (len(ALPHAS) if recipe.training.interpolate else 0),
+        end=seconds(counts.get("test", 0), evaluate) + val * mixtures,
     )
 
 

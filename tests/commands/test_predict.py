@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 from support import ROOT
 
+from finetune.commands.predict import find
+
 
 def test_predict_takes_files_folders_patterns_and_stdin(trained, call, image_folder, monkeypatch):
     val = image_folder / "val"
@@ -26,6 +28,15 @@ def test_predict_takes_files_folders_patterns_and_stdin(trained, call, image_fol
     ]  # fmt: skip
     assert all(len(row["top"]) == 2 and row["top"][0]["probability"] >= row["top"][1]["probability"] for row in rows)
     assert rows[0] == rows[6], "the same image, the same prediction"
+
+
+def test_a_folder_that_links_back_to_itself_is_read_once(tmp_path):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "a.jpg").touch()
+    (tmp_path / "inner" / "loop").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "b.jpg").touch()
+    assert find([str(tmp_path)]) == [str(tmp_path / "inner" / "a.jpg")]
 
 
 def test_the_three_formats_agree(trained, call, image_folder):

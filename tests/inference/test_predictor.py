@@ -15,6 +15,12 @@ def paths(tmp_path):
     return sorted(map(str, (tmp_path / "images").rglob("*.jpg")))
 
 
+def test_the_logits_under_tta_are_finite_where_probabilities_underflow():
+    logits = torch.tensor([[400.0, 0.0], [0.0, 1.0]])
+    found = Mirrored(lambda x: logits)(torch.zeros(2, 3, 4, 4))
+    torch.testing.assert_close(found, logits.log_softmax(1))
+
+
 def test_a_mirror_image_gets_the_same_prediction_under_tta():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 5))

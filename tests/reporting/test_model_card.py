@@ -68,6 +68,8 @@ def test_many_classes_are_folded_away():
 
 
 def test_a_solved_head_was_chosen_by_no_validation_image():
-    shown = card(epochs_run=0, l2=3.2e-4)
-    assert "strength 3.2e-04, chosen by held-out training images" in shown
+    shown = card(epochs_run=0, l2=3.2e-4, fold_loss=0.5)
+    assert "strength 3.2e-04, chosen by held-out training images: the validation images chose no weights." in shown
     assert "epoch 3 of 0" not in shown
+    given = card(epochs_run=0, l2=3.2e-4)
+    assert "strength 3.2e-04: the validation images chose no weights." in given, "--l2 chose it"

@@ -56,8 +56,27 @@ def test_the_plan_as_json_holds_every_depth_and_the_total_of_its_memory(train, c
     assert (code, output.exists()) == (0, False)
     assert [row["name"] for row in found["rows"]] == ["stem", "stage 1", "stage 2", "stage 3", "stage 4", "head"]
     assert [row["start"] for row in found["rows"]] == [5, 4, 3, 2, 1, 0]
+    sizes = [row["parameters"] for row in found["rows"]]
+    assert found["facts"]["parameters"] == f"{sum(sizes[3:]):,} trained of {sum(sizes):,}", "three epochs start three"
     assert found["total_memory"] == sum(found["memory"].values()) > 0
     assert found["facts"]["classes"] == "3: blue, green, red"
+
+
+@pytest.mark.parametrize(
+    ("start", "solved", "epochs", "when", "trained"),
+    [
+        (0, False, 3, "from the start", True),
+        (2, False, 3, "from epoch 3", True),
+        (3, False, 3, "from epoch 4, after the last (3)", False),
+        (0, True, 3, "solved, then from the start", True),
+        (0, True, 0, "solved", True),
+        (0, False, 0, "frozen", False),
+        (None, False, 3, "frozen", False),
+    ],
+)
+def test_a_depth_that_starts_after_the_last_epoch_is_not_trained(start, solved, epochs, when, trained):
+    row = plan.Row("stem", "conv1", 9, start, solved, 0.1, 0.0, "")
+    assert (row.when(epochs), row.is_trained(epochs)) == (when, trained)
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,15 @@ def test_the_ending_says_which_metric_chose_the_epoch_and_which_one_stopped_the_
 
 
 @pytest.mark.parametrize(
+    ("folds", "end"), [({"fold_loss": 0.4}, ": training images that were held out chose the strength."), ({}, ".")]
+)
+def test_the_ending_says_what_chose_a_solved_heads_strength(folds, end):
+    result = RESULT | {"stopped_early": False, "epochs_run": 0, "l2": 0.01, **folds}
+    lines = terminal.ending(result, Path("runs/mine"), Training()).splitlines()
+    assert lines[2] == f"The validation images chose nothing{end}"
+
+
+@pytest.mark.parametrize(
     ("mixed", "settings", "best"),
     [
         (0.0, {"best_by": "accuracy"}, "Validation accuracy 0.7500 with the solved head"),

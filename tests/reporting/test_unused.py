@@ -14,6 +14,8 @@ NEEDS_NO_STEPS = "a solved head needs no steps (--solver sgd trains it by steps)
         ("feature_extractor", {}, True, False, ""),
         ("feature_extractor", {"lr": 0.1, "epochs": 3, "l2": 0.1}, True, False, f"--epochs, --lr: {NEEDS_NO_STEPS}"),
         ("feature_extractor", {"lr": 0.1, "l2": 0.1}, False, True, "--l2: the head is not solved"),
+        ("finetune", {"interpolate": True}, False, True, "--interpolate: the head is not solved"),
+        ("finetune", {"interpolate": True}, True, True, ""),
         (
             *("feature_extractor", {"augment": "strong", "erase": 0.5, "batch_size": 9}, True, False),
             f"--batch-size: {NEEDS_NO_STEPS}; "

@@ -76,6 +76,12 @@ def test_metrics_per_class_and_confusions_by_hand():
     assert metrics.largest_confusions(metrics.confusion_matrix(predictions, 3), 5) == [(1, 0, 2), (1, 2, 1)]
 
 
+def test_metrics_of_one_class_alone():
+    zeros = np.zeros(3, np.int64)
+    (row,) = metrics.per_class(Predictions(zeros, zeros, np.full(3, 0.9)), ["a"])
+    assert (row.name, row.images, row.precision, row.recall, row.f1) == ("a", 3, 1.0, 1.0, 1.0)
+
+
 @pytest.mark.parametrize(
     ("proportion", "count", "interval"), [(0.5, 10, (0.237, 0.763)), (1.0, 10, (0.722, 1.0)), (0.0, 1, (0.0, 0.793))]
 )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from finetune.config.settings import Images
-from finetune.data import exclusions, verify
-from finetune.data.image_files import EXTENSIONS, is_image
+from finetune.data import exclusions, image_files, verify
+from finetune.data.image_files import EXTENSIONS
 from finetune.data.types import SPLITS, ImageSet, Split, with_validation
 from finetune.errors import UserError
 from finetune.runtime import files
@@ -84,16 +83,7 @@ def _classes(folder: Path, may_lack: bool = False) -> dict[str, list[str]]:
     except OSError as error:
         refuse(error)
     for subfolder in subfolders:
-        paths: list[str] = []
-        seen: set[str] = set()
-        for parent, inner, names in os.walk(subfolder, followlinks=True, onerror=refuse):
-            inner[:] = sorted(name for name in inner if not name.startswith("."))
-            if (real := os.path.realpath(parent)) in seen:  # a link back up the tree
-                inner.clear()
-                continue
-            seen.add(real)
-            paths += [os.path.join(parent, name) for name in sorted(names) if is_image(name)]
-        found[subfolder.name] = paths
+        found[subfolder.name] = image_files.below(subfolder, refuse)
     if not found:
         raise UserError(f"{folder} holds no class folders: give each class a folder of its own, with its images in it.")
     empty = [name for name, paths in found.items() if not paths]

@@ -65,7 +65,6 @@ class Chart:
     y: Axis
     series: Sequence[Series]
     marks: Sequence[Mark] = ()
-    note: str = ""
     square: bool = False
 
 

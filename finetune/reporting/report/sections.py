@@ -178,10 +178,11 @@ def depths(subject: Subject, pictures: Pictures) -> Section | None:
     except UserError:  # of another version
         return None
     rows = plan.rows(net, recipe.training, solved="l2" in subject.run.history[0])
-    trained = sum(row.parameters for row in rows if row.start is not None or row.solved)
+    epochs = subject.run.summary["epochs_run"]
+    trained = sum(row.parameters for row in rows if row.is_trained(epochs))
     values = {
         "rows": rows,
-        "epochs": recipe.training.epochs,
+        "epochs": epochs,
         "trained": trained,
         "parameters": sum(row.parameters for row in rows),
         "steps": any(row.start is not None for row in rows),
