@@ -85,9 +85,9 @@ class Images:
 
     data: str = "starter"
     """A folder with train/ and val/ (test/ is optional), or one folder of class folders, which is split; a .csv with
-    columns path, label and optionally split; an .npz, or a folder of .npy, with x_train, y_train, x_test, y_test; a
-    torchvision dataset by name (cifar10, flowers102, …). starter: ten built-in classes. starter-source: the images
-    that the built-in backbone was trained on."""
+    columns path, label and optionally split; an .npz, or a folder of .npy, with x_train and y_train, optionally also
+    x_val, y_val, x_test and y_test; a torchvision dataset by name (cifar10, flowers102, …). starter: ten built-in
+    classes. starter-source: the images that the built-in backbone was trained on."""
     data_root: Path = field(
         default_factory=lambda: Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "finetune/data")
     )

@@ -6,14 +6,14 @@ A linear head has one best solution for each strength of its L2 penalty; held-ou
 `--solver sgd` trains the head by gradient steps instead, epoch by epoch. Source: the second scenario of PyTorch's
 transfer-learning tutorial (Chilamkurthy 2017).
 
-Measured: test accuracy on the same features at 128 pixels, with ImageNet weights, beside scikit-learn's logistic
-regression on raw and on standardised features (C of ten values, chosen on validation).
+Measured: test accuracy at 128 pixels with ImageNet weights, beside scikit-learn's logistic regression on raw and on
+standardised features (C of ten values, chosen on validation), by `python -m benchmarks.accuracy`.
 
                                           mobilenet_v2           squeezenet1_0
-    ants and bees, 201 images             0.922 (0.895, 0.889)   0.909 (0.876, 0.895)
-    ten classes at 32 pixels, 50 each     0.971 (0.963, 0.967)   0.961 (0.958, 0.956)
-    70 classes of drawn beetles, 12 each  0.867 (0.844, 0.826)   0.926 (0.908, 0.893)
-    Caltech-101, 15 images each           0.841 (0.837, 0.839)   0.782 (0.774, 0.778)
+    ants and bees, 202 images             0.922 (0.922, 0.895)   0.911 (0.876, 0.895)
+    ten classes at 32 pixels, 50 each     0.971 (0.963, 0.947)   0.975 (0.960, 0.960)
+    70 classes of drawn beetles, 12 each  0.866 (0.841, 0.835)   0.927 (0.903, 0.896)
+    Caltech-101, 15 images each           0.856 (0.839, 0.844)   0.800 (0.800, 0.789)
 
 The tutorial's own settings on ants and bees (`--solver sgd`, SGD at 1e-3, batch 4, step schedule, crops down to 8 % of
 the area) give 0.926 ± 0.004 over seeds 0 to 2 as validation accuracy, with squeezenet1_0 and a validation loss of 22 to
