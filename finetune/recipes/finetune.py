@@ -6,7 +6,12 @@ The head is solved on frozen features first (Kumar et al. 2022), and is the resu
 validation. BatchNorm keeps its pretrained statistics (`--batchnorm`). Source: the first scenario of PyTorch's
 transfer-learning tutorial (Chilamkurthy 2017).
 
-Measured: test accuracy of the solved head, and after the last epoch, with ImageNet weights at 96 pixels, seed 0.
+A rate of 2e-4 leaves strong features intact: on ants and bees at 224 pixels with mobilenet_v2, where the solved head
+has 0.974, the last epoch has 0.974, but 0.922 at 5e-4. Where images are unlike ImageNet's, a higher `--lr` gains half
+a point.
+
+Measured with a rate of 5e-4: test accuracy of the solved head, and after the last epoch, with ImageNet weights at 96
+pixels, seed 0.
 
                                           mobilenet_v2      squeezenet1_0
     70 classes of drawn beetles, 12 each  0.795 → 0.971     0.869 → 0.986
@@ -28,7 +33,7 @@ SETTINGS = Recipe(
         epochs=15,
         batch_size=16,
         optimizer="adamw",
-        lr=5e-4,
+        lr=2e-4,
         schedule="cosine",
         warmup=0.3,
         clip_norm=1.0,
