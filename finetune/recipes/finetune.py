@@ -7,8 +7,8 @@ validation. BatchNorm keeps its pretrained statistics (`--batchnorm`). Source: t
 transfer-learning tutorial (Chilamkurthy 2017).
 
 A rate of 2e-4 leaves strong features intact: on ants and bees at 224 pixels with mobilenet_v2, where the solved head
-has 0.974, the last epoch has 0.974, but 0.922 at 5e-4. Where images are unlike ImageNet's, a higher `--lr` gains half
-a point.
+has 0.974, the last epoch has 0.974, but 0.922 at 5e-4. Where images are unlike ImageNet's, a higher `--lr` gains up
+to a point.
 
 Measured with a rate of 5e-4: test accuracy of the solved head, and after the last epoch, with ImageNet weights at 96
 pixels, seed 0.
