@@ -16,7 +16,6 @@ from finetune.commands import BatchSize, ImagesArgument, ModelArgument, WeightsO
 from finetune.config.command_line import parse
 from finetune.config.settings import PositiveInt, Probability, Workers
 from finetune.data import image_files
-from finetune.data.image_files import EXTENSIONS
 from finetune.errors import UserError, printable
 
 if TYPE_CHECKING:
@@ -109,7 +108,7 @@ def find(words: Iterable[str]) -> list[str]:
         elif os.path.isdir(word):  # noqa: PTH112
             inside = image_files.below(word)
             if not inside:
-                raise UserError(f"{word} holds no image. Images are: {' '.join(EXTENSIONS)}")
+                raise UserError(f"{word} holds no image. Images are: {' '.join(image_files.EXTENSIONS)}")
             paths += sorted(inside)
         elif not os.path.exists(word) and glob.has_magic(word):  # noqa: PTH110
             matching = sorted(glob.glob(word, recursive=True))  # noqa: PTH207

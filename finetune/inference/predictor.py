@@ -81,7 +81,7 @@ class Mirrored(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         views = torch.stack([self.model(x), self.model(x.flip(-1))]).float()  # (2, N, classes)
-        return views.log_softmax(-1).logsumexp(0) - math.log(2)  # (N, classes); finite where a probability is not
+        return views.log_softmax(-1).logsumexp(0) - math.log(2)  # (N, classes); finite where a probability underflows
 
 
 class Prediction(NamedTuple):

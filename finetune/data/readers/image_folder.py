@@ -6,7 +6,6 @@ from pathlib import Path
 
 from finetune.config.settings import Images
 from finetune.data import exclusions, image_files, verify
-from finetune.data.image_files import EXTENSIONS
 from finetune.data.types import SPLITS, ImageSet, Split, with_validation
 from finetune.errors import UserError
 from finetune.runtime import files
@@ -88,7 +87,7 @@ def _classes(folder: Path, may_lack: bool = False) -> dict[str, list[str]]:
         raise UserError(f"{folder} holds no class folders: give each class a folder of its own, with its images in it.")
     empty = [name for name, paths in found.items() if not paths]
     if empty and not (may_lack and len(empty) < len(found)):
-        kinds = " ".join(EXTENSIONS)
+        kinds = " ".join(image_files.EXTENSIONS)
         raise UserError(f"no image in {', '.join(str(folder / name) for name in empty[:5])}. Images are: {kinds}")
     return found
 
