@@ -129,6 +129,9 @@ def main(arguments: list[str]) -> int:
             checkpoints.save(state, optional=True)
 
         # ---- loop ----------------------------------------------------------------------------------------------------
+        peak = schedule.peak_rate(training.lr, state.history)
+        if training.lr == "auto" and epochs:
+            console.print(f"peak learning rate {peak:g} (--lr auto)", highlight=False)
         for epoch in range(state.epoch, epochs):
             if schedule.should_stop(state.history, training) or timing.is_over(training.minutes, state, accelerator):
                 break
@@ -139,7 +142,7 @@ def main(arguments: list[str]) -> int:
             with progress(train_feed.loader, f"epoch {epoch + 1}/{epochs}", console) as micro_batches:
                 for step in range(state.step, (epoch + 1) * sampler.steps):
                     interrupts.exchange()
-                    lr = training.lr * lr_factor(step, state.history)
+                    lr = peak * lr_factor(step, state.history)
                     result = train_step(train_feed, islice(micro_batches, count), step, lr, state.accumulate)
                     state.finish_step(result.sums, result.accumulate)
                     tracker.log_step(state.step, result)

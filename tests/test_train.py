@@ -133,6 +133,25 @@ def test_losses_are_the_pinned_ones(train, tmp_path, recipe):
     assert [line["train_loss"] for line in metrics(output)] == pytest.approx(GOLDEN[recipe], rel=2e-6)
 
 
+def test_the_rate_of_finetune_follows_the_held_out_loss_of_its_head(train, tmp_path, capsys):
+    random = np.random.default_rng(0)
+    noise, labels = random.random((24, 32, 32, 3), dtype=np.float32), np.arange(24) % 2
+    sure = noise * 0.1 + labels[:, None, None, None] * np.float32(0.8)
+    rates = []
+    for name, x in (("unsure", noise), ("sure", sure)):
+        np.savez(path := tmp_path / f"{name}.npz", x_train=x, y_train=labels, x_test=x[:6], y_test=labels[:6])
+        flags = ["--recipe", "finetune", "--epochs", "1", "--warmup", "0", "--schedule", "constant"]
+        code, output = train(*flags, "--solver", "auto", "--weights", "starter", data=path)
+        assert code == 0
+        head, epoch = metrics(output)
+        rates.append(epoch["lr"]["head"])
+        assert head["fold_loss"] > 0.4 if name == "unsure" else head["fold_loss"] < 0.3
+        expected = 6e-4 * head["fold_loss"] if name == "unsure" else 2e-4
+        assert rates[-1] == pytest.approx(expected)
+        assert f"peak learning rate {rates[-1]:g} (--lr auto)" in capsys.readouterr().out
+    assert len(rates) == 2
+
+
 def test_a_test_split_is_scored_with_the_best_weights(train, tmp_path):
     for name, seed in (("train", 0), ("val", 1), ("test", 2)):
         write_images(tmp_path / "data" / name, 6, seed=seed)

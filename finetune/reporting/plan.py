@@ -30,6 +30,7 @@ from finetune.reporting import memory, unused
 from finetune.reporting.memory import Memory, advice, in_bytes
 from finetune.reporting.terminal import duration
 from finetune.runtime import devices
+from finetune.training import schedule
 from finetune.training.timing import Estimate
 
 
@@ -122,7 +123,7 @@ def make(
         "head": head.describe(recipe, counts["train"], caching.head.split)
         if caching.head
         else f"trained by gradient steps alone: {caching.why_no_solver}",
-        **(_steps(training, steps) if epochs else {}),
+        **(_steps(training, steps, caching.head is not None) if epochs else {}),
         **({"time": _time(estimate, training, epochs)} if estimate else {}),
         "arithmetic": _arithmetic(caching, network, counts),
         "precision": f"{precision}, {'channels-last' if recipe.run.channels_last else 'channels-first'}",
@@ -171,7 +172,7 @@ def rows(network: Network, training: Training, solved: bool) -> list[Row]:
                 parameters=sizes[depth],
                 start=rate.start if rate and not only_solved else None,
                 solved=solved and depth == head,
-                lr=training.lr * rate.lr_scale if rate and not only_solved else 0.0,
+                lr=schedule.peak_rate(training.lr) * rate.lr_scale if rate and not only_solved else 0.0,
                 weight_decay=training.weight_decay if rate and not only_solved else 0.0,
                 batchnorm=network.batchnorm(depth),
             )
@@ -180,15 +181,21 @@ def rows(network: Network, training: Training, solved: bool) -> list[Row]:
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
-def _steps(training: Training, steps: int) -> dict[str, str]:
+def _steps(training: Training, steps: int, solved: bool) -> dict[str, str]:
     return {
         "steps": f"{training.epochs} epochs × {steps} = {training.epochs * steps}, each of {training.batch_size} images"
         + (f" in {training.accumulate} micro-batches" if training.loaded_micro_batches > 1 else "")
         + (", in twice the micro-batches whenever memory runs out" if training.accumulate == "auto" else ""),
         "optimizer": f"{training.optimizer}, {training.schedule} schedule, "
         + (f"{training.warmup:.0%} warm-up, " if training.warmup else "no warm-up, ")
-        + (f"gradients clipped at {training.clip_norm:g}" if training.clip_norm else "no clipping"),
+        + (f"gradients clipped at {training.clip_norm:g}" if training.clip_norm else "no clipping")
+        + (_unsure_rate() if training.lr == "auto" and solved and not training.l2 else ""),
     }
+
+
+def _unsure_rate() -> str:
+    factor, loss = schedule.HIGHEST / schedule.LOWEST, schedule.LOWEST / schedule.PER_NAT
+    return f"; up to {factor:g} times the rates above if the solved head's held-out loss is above {loss:.2g}"
 
 
 def _cure(training: Training, advice: str) -> str:

@@ -14,7 +14,7 @@ from finetune.models.network import Network
 from finetune.reporting import run_folder
 from finetune.reporting.trackers import Tracker
 from finetune.runtime import devices
-from finetune.training import lr_find, resume
+from finetune.training import lr_find, resume, schedule
 from finetune.training.saved_checkpoints import Found
 
 
@@ -64,13 +64,14 @@ def find_lr(
     """`--lr-find`: run the range test, draw it and print the flag to use; the exit code. Collective."""
     tried, losses = lr_find.range_test(recipe, network, loader, classes, accelerator)
     lr, path = lr_find.suggest(tried, losses), output / "plots" / "lr_find.png"
+    own = schedule.peak_rate(recipe.training.lr)
     if accelerator.is_main_process:
         from finetune.reporting import charts
 
-        charts.rate_test(path, tried, losses, lr, recipe.training.lr)
+        charts.rate_test(path, tried, losses, lr, own)
     console.print(
-        f"\nThe loss fell steadily up to a learning rate of about {lr:.1e} (the recipe's is "
-        f"{recipe.training.lr:.1e}). To train with it:\n    --lr {lr:.1e}\nChart  {path}",
+        f"\nThe loss fell steadily up to a learning rate of about {lr:.1e} (the recipe's is {own:.1e}). To "
+        f"train with it:\n    --lr {lr:.1e}\nChart  {path}",
         soft_wrap=True,
     )
     return 0

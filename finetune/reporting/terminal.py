@@ -62,10 +62,12 @@ def duration(seconds: float) -> str:
 def epoch_line(record: dict[str, Any], epochs: int, improved: bool) -> str:
     """One epoch, or one solved head, in one line, from its record in metrics.jsonl."""
     if "l2" in record:
-        spread = record.get("fold_accuracy_sd", 0.0)
-        folds = f"held out acc {record['fold_accuracy']:.4f} ± {spread:.4f}  " if "fold_accuracy" in record else ""
+        held_out = ""
+        if "fold_loss" in record:
+            accuracy = f"{record['fold_accuracy']:.4f} ± {record['fold_accuracy_sd']:.4f}"
+            held_out = f"held out loss {record['fold_loss']:.4f} acc {accuracy}  "
         return (
-            f"head, L2 {record['l2']:.1e}  {folds}train loss {record['train_loss']:.4f}  "
+            f"head, L2 {record['l2']:.1e}  {held_out}train loss {record['train_loss']:.4f}  "
             f"val loss {record['val_loss']:.4f} acc {record['val_accuracy']:.4f}"
             f"{'  chosen' if improved else ''}"
         )

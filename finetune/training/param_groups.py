@@ -8,6 +8,7 @@ import torch
 
 from finetune.config.settings import Training
 from finetune.models.network import Network
+from finetune.training import schedule
 
 
 def parameter_groups(network: Network, weight_decay: float) -> list[dict[str, Any]]:
@@ -37,12 +38,12 @@ def make_optimizer(
 
     `scaler` is fp16's gradient scaler, if there is one.
     """
-    groups = parameter_groups(network, training.weight_decay)
+    groups, lr = parameter_groups(network, training.weight_decay), schedule.peak_rate(training.lr)
     if training.optimizer == "sgd":
         # The scaler calls fused SGD also for a step that it skips. If that is a group's first, its momentum buffers are
         # allocated and never written, and the next step reads them. Unfused SGD is not called for a skipped step.
-        return torch.optim.SGD(groups, lr=training.lr, momentum=training.momentum, fused=scaler is None)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer](groups, training.lr, fused=True)
+        return torch.optim.SGD(groups, lr=lr, momentum=training.momentum, fused=scaler is None)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer](groups, lr, fused=True)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, lr: float) -> None:

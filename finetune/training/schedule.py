@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from finetune.config.settings import Training
 from finetune.training.state import score
 
 ONE_CYCLE_RISE, ONE_CYCLE_START = 0.3, 1 / 25  # torch's defaults
+PER_NAT, LOWEST, HIGHEST = 6e-4, 2e-4, 1e-3  # `--lr auto`: for each nat of the head's held-out loss, and its bounds
+
+
+def peak_rate(lr: float | Literal["auto"], history: Sequence[dict[str, Any]] = ()) -> float:
+    """The peak learning rate that `--lr` means, given metrics.jsonl's records.
+
+    `auto` asks the first one, which is the solved head's where one is solved: where a head is sure, its features have
+    little to gain from a high rate, and much to lose.
+    """
+    if lr != "auto":
+        return lr
+    loss = history[0].get("fold_loss", 0.0) if history else 0.0
+    return min(max(PER_NAT * loss, LOWEST), HIGHEST)
 
 
 def make_schedule(training: Training, steps_per_epoch: int) -> Callable[..., float]:

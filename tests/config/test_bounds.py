@@ -29,7 +29,7 @@ def test_auto_picks_the_starter_backbone_or_resnet18():
         ("training", {"epochs": 1.5}, "--epochs 1.5: must be a whole number at least 1 and"),
         ("training", {"epochs": "3"}, "--epochs 3: must be a whole number"),
         ("training", {"batch_size": -1}, "--batch-size -1"),
-        ("training", {"lr": 0.0}, "--lr 0.0: must be a number above 0 and at most 1000."),
+        ("training", {"lr": 0.0}, "--lr 0.0: must be a number above 0 and at most 1000 or auto."),
         ("training", {"lr": float("nan")}, "--lr nan"),
         ("training", {"lr": float("inf")}, "--lr inf"),
         ("training", {"warmup": 1.5}, "--warmup 1.5"),

@@ -49,6 +49,16 @@ def test_the_plan_states_the_arithmetic_of_a_run(image_folder, tmp_path, recipe,
     assert made.facts["arithmetic"].endswith("; 3.63 GFLOP per forward pass of an image")
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"), [((), True), (("--lr", "1e-3"), False), (("--l2", "0.01"), False), (("--solver", "sgd"), False)]
+)
+def test_the_plan_says_where_the_rate_follows_the_head(train, capsys, flags, said):
+    solver = () if "--solver" in flags else ("--solver", "auto")
+    assert train("--plan", "--recipe", "finetune", "--weights", "starter", *solver, *flags)[0] == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert ("up to 5 times the rates above if the solved head's held-out loss is above 0.33" in shown) == said
+
+
 def test_the_plan_as_json_holds_every_depth_and_the_total_of_its_memory(train, capsys):
     flags = ("--recipe", "gradual_unfreeze", "--unfreeze-every", "1", "--epochs", "3")
     code, output = train("--plan", "--json", *flags)

@@ -9,13 +9,29 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, StepLR
 
 from finetune.config.settings import Training
-from finetune.training.schedule import make_schedule, should_stop
+from finetune.training.schedule import make_schedule, peak_rate, should_stop
 
 CALTECH_LOSSES = (0.3606, 0.3060, 0.2639, 0.2218, 0.2080, 0.2523, 0.3576, 0.55)  # of a published run
 
 
 def records(losses):
     return [{"epoch": k + 1, "val_loss": value, "val_accuracy": 0.5} for k, value in enumerate(losses)]
+
+
+@pytest.mark.parametrize(
+    ("lr", "first", "expected"),
+    [
+        ("auto", {"fold_loss": 0.1}, 2e-4),
+        ("auto", {"fold_loss": 0.75}, 4.5e-4),
+        ("auto", {"fold_loss": 3.0}, 1e-3),
+        ("auto", {}, 2e-4),  # an epoch's record: no head was solved
+        ("auto", None, 2e-4),
+        (3e-3, {"fold_loss": 0.75}, 3e-3),
+    ],
+)
+def test_the_peak_rate_follows_the_held_out_loss_of_the_solved_head(lr, first, expected):
+    history = [] if first is None else [first, {"fold_loss": 9.0}]
+    assert peak_rate(lr, history) == pytest.approx(expected)
 
 
 def test_step_equals_torchs_step_lr():
