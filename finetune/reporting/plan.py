@@ -46,6 +46,7 @@ class Row:
     solved: bool
     """Whether it is a head that is solved before the first epoch."""
     lr: float
+    """Its peak; under `--lr auto`, the lowest that it may be."""
     weight_decay: float
     batchnorm: str
     """See `Network.batchnorm`."""
@@ -194,7 +195,7 @@ def _steps(training: Training, steps: int, solved: bool) -> dict[str, str]:
 
 
 def _unsure_rate() -> str:
-    factor, loss = schedule.HIGHEST / schedule.LOWEST, schedule.LOWEST / schedule.PER_NAT
+    factor, loss = schedule.AUTO_HIGHEST / schedule.AUTO_LOWEST, schedule.AUTO_LOWEST / schedule.AUTO_PER_NAT
     return f"; up to {factor:g} times the rates above if the solved head's held-out loss is above {loss:.2g}"
 
 

@@ -10,7 +10,7 @@ from finetune.config.settings import Training
 from finetune.training.state import score
 
 ONE_CYCLE_RISE, ONE_CYCLE_START = 0.3, 1 / 25  # torch's defaults
-PER_NAT, LOWEST, HIGHEST = 6e-4, 2e-4, 1e-3  # `--lr auto`: for each nat of the head's held-out loss, and its bounds
+AUTO_PER_NAT, AUTO_LOWEST, AUTO_HIGHEST = 6e-4, 2e-4, 1e-3  # for each nat of the head's held-out loss, and its bounds
 
 
 def peak_rate(lr: float | Literal["auto"], history: Sequence[dict[str, Any]] = ()) -> float:
@@ -22,7 +22,7 @@ def peak_rate(lr: float | Literal["auto"], history: Sequence[dict[str, Any]] = (
     if lr != "auto":
         return lr
     loss = history[0].get("fold_loss", 0.0) if history else 0.0
-    return min(max(PER_NAT * loss, LOWEST), HIGHEST)
+    return min(max(AUTO_PER_NAT * loss, AUTO_LOWEST), AUTO_HIGHEST)
 
 
 def make_schedule(training: Training, steps_per_epoch: int) -> Callable[..., float]:
