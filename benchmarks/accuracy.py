@@ -94,7 +94,7 @@ def jobs(given: argparse.Namespace, methods: list[str]) -> list[Job]:
     """All runs, seed by seed: the table is whole after the first seed, and the others sharpen it."""
     found = []
     for seed in range(given.seeds):
-        for name in given.sets:
+        for name in (*given.sets, *given.csv):
             networks = [(model, size) for model in given.backbones for size in given.sizes]
             for model, size in networks if name != "starter" else [(STARTER_MODEL, STARTER_SIZE)]:
                 found += [
@@ -173,10 +173,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hymenoptera", type=Path, help="the folder of ants and bees, with train/ and val/")
     parser.add_argument("--caltech", type=Path, help="the folder of Caltech-101's class folders")
+    parser.add_argument("--csv", nargs="*", default=[], type=Path, help="sets of your own: path, label, split in each")
     parser.add_argument("--weights", nargs="*", default=[], metavar="MODEL=FILE", help="ImageNet weights")
     parser.add_argument("--environment", type=Path, help="folder of the peers' virtual environment, made if missing")
     parser.add_argument("--output", type=Path, required=True, help="folder for the sets, the runs and the table")
-    parser.add_argument("--sets", nargs="*", choices=image_sets.SETS, help="default: all that the folders allow")
+    parser.add_argument(
+        "--sets", nargs="*", choices=image_sets.SETS, help="default: those of the folders; with --csv none"
+    )
     parser.add_argument("--backbones", nargs="*", choices=MODELS, help="default: those with weights")
     parser.add_argument("--sizes", nargs="*", type=int, default=list(SIZES), help="sides of the input in pixels")
     parser.add_argument(
@@ -186,12 +189,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     given = parser.parse_args(arguments)
     folders = {None: Path(), "hymenoptera": given.hymenoptera, "caltech": given.caltech}
     wants = {name: needs for name, (needs, _) in image_sets.SETS.items()}
-    given.sets = given.sets or [name for name, needs in wants.items() if folders[needs]]
+    given.csv = {file.stem: file.resolve() for file in given.csv}
+    for name, file in given.csv.items():
+        image_sets.check(name, file)
+    if given.sets is None:
+        given.sets = [name for name, needs in wants.items() if folders[needs]] if not given.csv else []
     if lacking := [name for name in given.sets if not folders[wants[name]]]:
         parser.error(f"{lacking[0]} needs --{wants[lacking[0]]} FOLDER")
     given.weights = {name: Path(file).resolve() for name, _, file in (word.partition("=") for word in given.weights)}
     given.backbones = given.backbones or [name for name in MODELS if name in given.weights]
-    if any(name != "starter" for name in given.sets):
+    if given.csv or any(name != "starter" for name in given.sets):
         if lacking := [name for name in given.backbones or MODELS if name not in given.weights]:
             parser.error(f"--weights {lacking[0]}=FILE is missing")
         if missing := [file for file in given.weights.values() if not file.is_file()]:
@@ -209,9 +216,10 @@ def main(arguments: list[str]) -> int:
     output = given.output.resolve()
     folders = {"hymenoptera": given.hymenoptera, "caltech": given.caltech}
     files = {name: image_sets.make(name, folders.get(image_sets.SETS[name][0]), output / "sets") for name in given.sets}
+    files |= given.csv
     python = make_environment(given.environment.resolve()) if packages else Path(sys.executable)
     runs = output / "runs"
-    runs.mkdir(exist_ok=True)
+    runs.mkdir(parents=True, exist_ok=True)
     order = {"sets": list(image_sets.SETS), "methods": DEFAULT_METHODS}
     records, failed, todo = read_records(output), [], jobs(given, methods)
     known = {Job(**{field.name: record[field.name] for field in fields(Job)}) for record in records}

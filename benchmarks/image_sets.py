@@ -147,3 +147,15 @@ def make(name: str, given: Path | None, folder: Path) -> Path:
     with file.open("w", newline="", encoding="utf-8") as new:
         csv.writer(new).writerows([("path", "label", "split"), *lines])
     return file
+
+
+def check(name: str, file: Path) -> None:
+    """Raises `UserError` where a user's file cannot be a set of this name."""
+    if name in SETS:
+        raise UserError(f"{file} has the name of another set: rename it.")
+    if not file.is_file():
+        raise UserError(f"there is no file {file}.")
+    with file.open(newline="", encoding="utf-8") as lines:
+        splits = {row.get("split") for row in csv.DictReader(lines)}
+    if splits != {"train", "val", "test"}:
+        raise UserError(f"{file} needs a column split with train, val and test.")

@@ -105,6 +105,31 @@ def test_the_table_is_whole_after_the_first_seed(weights, tmp_path):
     ]
 
 
+def test_sets_of_ones_own_stand_beside_ours(bench, tmp_path):
+    own = tmp_path / "birds.csv"
+    own.write_text("path,label,split\na.png,a,train\nb.png,a,val\nc.png,a,test\n")
+    flags = ("--sizes", "128", "--seeds", "1", "--methods", "ours:finetune", "--csv", own)
+    assert [job.set for job in bench(*flags)] == ["birds"]
+    assert [job.set for job in bench(*flags, "--sets", "ants_bees")] == ["ants_bees"], "birds are known"
+    assert "| birds | ours:finetune |" in (tmp_path / "out" / "accuracy.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("starter.csv", "path,label,split\n", "has the name of another set"),
+        ("birds.csv", None, "there is no file"),
+        ("birds.csv", "path,label\na.png,a\n", "needs a column split with train, val and test"),
+        ("birds.csv", "path,label,split\na.png,a,train\n", "needs a column split with train, val and test"),
+    ],
+)
+def test_a_set_that_no_method_could_read_is_refused(name, content, message, bench, tmp_path, capsys):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    assert bench("--csv", tmp_path / name, "--methods", "ours:finetune", code=2) == []
+    assert message in capsys.readouterr().err
+
+
 def test_a_failed_run_is_told_and_tried_again(bench, capsys):
     fail = subprocess.CalledProcessError(3, "python")
 
