@@ -107,8 +107,9 @@ class Images:
     """none: the evaluation transform. basic: random resized crop and the flips of --hflip and --vflip. strong: basic,
     rotation by up to 25 degrees and colour jitter. rand: basic and RandAugment (Cubuk et al. 2020). trivial: basic and
     TrivialAugment (Müller & Hutter 2021). --erase comes last."""
-    crop_scale: PositiveFraction = 0.08
-    """Smallest area of the random crop, as a fraction of the image; the largest is 1."""
+    crop_scale: PositiveFraction | Literal["auto"] = 0.08
+    """Smallest area of the random crop, as a fraction of the image; the largest is 1. auto: 0.35, but 0.7 where the
+    training images are enlarged to twice their size or more."""
     mixup: Alpha = 0.0
     """Alpha of mixup's Beta distribution (Zhang et al. 2018). 0: no mixup."""
     cutmix: Alpha = 0.0

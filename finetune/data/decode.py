@@ -49,6 +49,20 @@ def load(item: str | bytes | np.ndarray | Image.Image | Tensor, channels: int) -
         raise UserError(f"{name} does not decode: {reason}") from error
 
 
+def short_side(item: str | np.ndarray | Image.Image | Tensor) -> int:
+    """Pixels of the shorter side of an image of any kind that `load` takes. Of a file, only the header is read.
+
+    Raises `UserError`, with the path, for a file that is gone or no image.
+    """
+    if not isinstance(item, str):
+        return min(load(item, channels=3).shape[1:])
+    try:
+        with open_image(item) as image:
+            return min(image.size)
+    except OSError as error:
+        raise UserError(f"{item} does not decode: {error}") from error
+
+
 def _content(item: str | bytes) -> Tensor:
     """A file's bytes, (N,) uint8."""
     return torch.from_numpy(

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from finetune.config.settings import Recipe
+from finetune.data import crops
 from finetune.data.dataset import Sample, Samples
 from finetune.data.sampler import GlobalBatches, Shard, Views, check_pairs
 from finetune.data.transforms import evaluation_transform, flipped_transforms, mixing, training_transform
@@ -83,7 +84,7 @@ def make_loaders(
         if name == "train":
             if pairs:
                 check_pairs(count, training.batch_size, shard.accumulate, shard.processes)
-            transform = training_transform(preprocess, images)
+            transform = training_transform(preprocess, images, crops.smallest(images, split, preprocess))
             mix = mixing(images.mixup, images.cutmix)
             labels = torch.tensor(split.labels)
             image_weights = 1 / torch.bincount(labels)[labels].double() if images.balanced else None

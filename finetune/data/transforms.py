@@ -96,8 +96,8 @@ class RandomErasing(v2.RandomErasing):
         return super().transform(inpt, params)
 
 
-def training_transform(preprocess: Preprocess, images: Images) -> v2.Transform:
-    """The random transform of `--augment`; the type stays."""
+def training_transform(preprocess: Preprocess, images: Images, smallest_crop: float) -> v2.Transform:
+    """The random transform of `--augment`, with crops of at least this fraction of an image's area; the type stays."""
     if images.augment == "none":
         return evaluation_transform(preprocess)
     extra = {
@@ -106,7 +106,7 @@ def training_transform(preprocess: Preprocess, images: Images) -> v2.Transform:
         "rand": [v2.RandAugment()],
         "trivial": [v2.TrivialAugmentWide()],
     }
-    size, scale = preprocess.crop, (images.crop_scale, 1.0)
+    size, scale = preprocess.crop, (smallest_crop, 1.0)
     if preprocess.fit == "crop":
         interpolation = InterpolationMode(preprocess.interpolation)
         crop = [RandomResizedCrop(size, scale, interpolation=interpolation, antialias=True)]

@@ -10,8 +10,11 @@ The rate follows the head's loss on held-out training images (`--lr auto`). 2e-4
 and bees at 224 pixels with mobilenet_v2, where the solved head has 0.974, the last epoch has 0.974, but 0.922 at 5e-4.
 Where the head is unsure, more is better: on texts in 90 fonts, where it has 0.23, 0.37 at 2e-4 and 0.57 at 1e-3.
 
-Measured with a rate of 5e-4: test accuracy of the solved head, and after the last epoch, with ImageNet weights at 96
-pixels, seed 0.
+Random crops are mild where images are enlarged to twice their size or more: on ten classes at 32 pixels the last epoch
+has 0.985 with crops from 70 % of the area on and 0.984 from 35 % on, on digits at 8 pixels 0.974 and 0.955.
+
+Measured with a rate of 5e-4 and crops from 35 % on: test accuracy of the solved head, and after the last epoch, with
+ImageNet weights at 96 pixels, seed 0.
 
                                           mobilenet_v2      squeezenet1_0
     70 classes of drawn beetles, 12 each  0.795 → 0.971     0.869 → 0.986
@@ -28,7 +31,7 @@ from finetune.config.settings import Depths, Images, Rate, Recipe, Training
 
 SETTINGS = Recipe(
     recipe="finetune",
-    images=Images(crop_scale=0.35),
+    images=Images(crop_scale="auto"),
     training=Training(
         epochs=15,
         batch_size=16,

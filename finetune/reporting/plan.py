@@ -20,6 +20,7 @@ from finetune import errors
 from finetune.audit.brief import Brief, brief
 from finetune.config.bounds import period
 from finetune.config.settings import Recipe, Training
+from finetune.data import crops
 from finetune.data.sampler import smallest_micro_batch
 from finetune.data.types import ImageSet
 from finetune.features import head, policy
@@ -112,6 +113,7 @@ def make(
     epochs = 0 if caching.head and network.trains_head_alone() else training.epochs
     table = rows(network, training, solved=caching.head is not None)
     trained = sum(row.parameters for row in table if row.is_trained(epochs))
+    cropped = crops.describe(recipe.images, imageset.splits["train"], network.preprocess)
     facts = {
         "images": ", ".join(f"{count} {name}" for name, count in counts.items())
         + (f"; fold {recipe.images.fold or 1} of {recipe.images.folds}, whose images are the test split" * in_folds)
@@ -125,6 +127,7 @@ def make(
         if caching.head
         else f"trained by gradient steps alone: {caching.why_no_solver}",
         **(_steps(training, steps, caching.head is not None) if epochs else {}),
+        **({"random crops": cropped} if epochs and recipe.images.augment != "none" else {}),
         **({"time": _time(estimate, training, epochs)} if estimate else {}),
         "arithmetic": _arithmetic(caching, network, counts),
         "precision": f"{precision}, {'channels-last' if recipe.run.channels_last else 'channels-first'}",

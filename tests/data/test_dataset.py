@@ -18,7 +18,7 @@ def split(image_folder):
 
 
 def samples(split, seed=0):
-    transform = training_transform(PREPROCESS, Images())
+    transform = training_transform(PREPROCESS, Images(), smallest_crop=0.08)
     return Samples(split, 3, transform, seed)
 
 

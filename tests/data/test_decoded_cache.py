@@ -30,7 +30,7 @@ def split(image_folder):
 
 
 def samples_of(split, channels=3):
-    return Samples(split, channels, training_transform(PREPROCESS, Images()), seed=0)
+    return Samples(split, channels, training_transform(PREPROCESS, Images(), smallest_crop=0.08), seed=0)
 
 
 def use(samples, folder, limit=10**9, raise_if_stopped=lambda: None):

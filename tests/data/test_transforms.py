@@ -85,7 +85,7 @@ def test_any_shape_becomes_a_square(fit, augment):
     for height, width in SHAPES:
         for channels in (1, 3):
             preprocess = replace(PREPROCESS, fit=fit, mean=(0.5,) * channels, std=(0.2,) * channels)
-            transform = training_transform(preprocess, Images(augment=augment))
+            transform = training_transform(preprocess, Images(augment=augment), smallest_crop=0.08)
             image = torch.randint(0, 256, (channels, height, width), dtype=torch.uint8)
             assert transform(image).shape == (channels, 32, 32)
 
@@ -95,9 +95,9 @@ def test_training_keeps_the_geometry_of_evaluation(fit):
     """The whole image as its own crop gives the evaluation transform, and parts are as wide and high as the image."""
     preprocess = replace(PREPROCESS, fit=fit)
     image = torch.randint(0, 256, (3, 60, 120), dtype=torch.uint8)
-    whole = training_transform(preprocess, Images(crop_scale=1.0, hflip=False))
+    whole = training_transform(preprocess, Images(hflip=False), smallest_crop=1.0)
     assert torch.equal(whole(image), evaluation_transform(preprocess)(image))
-    part = training_transform(preprocess, Images(crop_scale=0.1, hflip=False)).transforms[0]
+    part = training_transform(preprocess, Images(hflip=False), smallest_crop=0.1).transforms[0]
     torch.manual_seed(0)
     shapes = [part(image).shape[1:] for _ in range(200)]
     ratios = torch.tensor([width / height for height, width in shapes])
@@ -122,7 +122,7 @@ def test_padding_is_even():
 def test_every_augmentation_gives_the_input_s_size_and_keeps_the_type(augment, kind):
     image = torch.randint(0, 256, (3, 50, 70), dtype=torch.uint8)
     image = image if kind == torch.uint8 else image / 255
-    transform = training_transform(PREPROCESS, Images(augment=augment, vflip=True, erase=0.5))
+    transform = training_transform(PREPROCESS, Images(augment=augment, vflip=True, erase=0.5), smallest_crop=0.08)
     views = [transform(image) for _ in range(4)]
     assert {(view.shape, view.dtype) for view in views} == {((3, 32, 32), kind)}
     assert all(torch.equal(view, views[0]) for view in views) == (augment == "none")
@@ -131,7 +131,7 @@ def test_every_augmentation_gives_the_input_s_size_and_keeps_the_type(augment, k
 def test_erasing_leaves_the_mean_colour_which_normalisation_makes_zero():
     seen = 0
     for image, tolerance in ((torch.zeros(3, 60, 60, dtype=torch.uint8), 0.01), (torch.zeros(3, 60, 60), 1e-6)):
-        transform = training_transform(PREPROCESS, Images(erase=1.0))
+        transform = training_transform(PREPROCESS, Images(erase=1.0), smallest_crop=0.08)
         torch.manual_seed(0)
         for _ in range(5):
             erased = transform(image).any(0)  # (H, W)
@@ -152,7 +152,7 @@ def test_images_are_flipped_only_in_the_ways_that_are_asked_for():
             expected = {axes for axes in ways if (2 not in axes or hflip) and (1 not in axes or vflip)}
             flipped = [transform(image) for transform in flipped_transforms(preprocess, hflip, vflip)]
             assert torch.equal(flipped[0], image)
-            drawn = training_transform(preprocess, Images(crop_scale=1.0, hflip=hflip, vflip=vflip))
+            drawn = training_transform(preprocess, Images(hflip=hflip, vflip=vflip), smallest_crop=1.0)
             torch.manual_seed(0)
             randomly = [reduce(lambda x, flip: flip(x), drawn.transforms[1:], image) for _ in range(40)]
             for found in (flipped, randomly):  # the crop, which is left out, resizes

@@ -59,6 +59,28 @@ def test_the_plan_says_where_the_rate_follows_the_head(train, capsys, flags, sai
     assert ("up to 5 times the rates above if the solved head's held-out loss is above 0.33" in shown) == said
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            ("--recipe", "finetune", "--image-size", "96"),
+            "random crops 70 % of an image's area or more (--crop-scale auto)",
+        ),
+        (
+            ("--recipe", "finetune", "--image-size", "32"),
+            "random crops 35 % of an image's area or more (--crop-scale auto)",
+        ),
+        (("--recipe", "finetune", "--crop-scale", "0.2"), "random crops 20 % of an image's area or more"),
+        (("--recipe", "finetune", "--augment", "none"), None),
+        (("--recipe", "feature_extractor", "--solver", "auto", "--weights", "starter"), None),
+    ],
+)
+def test_the_plan_says_how_small_random_crops_are(train, capsys, flags, said):
+    assert train("--plan", *flags)[0] == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert said in shown if said else "random crops" not in shown
+
+
 def test_the_plan_as_json_holds_every_depth_and_the_total_of_its_memory(train, capsys):
     flags = ("--recipe", "gradual_unfreeze", "--unfreeze-every", "1", "--epochs", "3")
     code, output = train("--plan", "--json", *flags)
