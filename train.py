@@ -131,7 +131,7 @@ def main(arguments: list[str]) -> int:
         # ---- loop ----------------------------------------------------------------------------------------------------
         peak = schedule.peak_rate(training.lr, state.history)
         if training.lr == "auto" and epochs:
-            console.print(f"peak learning rate {peak:g} (--lr auto)")
+            console.print(terminal.rate_line(peak))
         for epoch in range(state.epoch, epochs):
             if schedule.should_stop(state.history, training) or timing.is_over(training.minutes, state, accelerator):
                 break

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from finetune.config.settings import Rate, Training
+from finetune.training.schedule import AUTO_HIGHEST
 
 TIMED = 10.0  # seconds of training before the estimate
 
@@ -78,6 +79,12 @@ def epoch_line(record: dict[str, Any], epochs: int, improved: bool) -> str:
         f"val loss {record['val_loss']:.4f} acc {record['val_accuracy']:.4f}  "
         f"{record['seconds']:.1f} s{'  best' if improved else ''}"
     )
+
+
+def rate_line(peak: float) -> str:
+    """The peak learning rate that `--lr auto` chose, with advice where the solved head leaves much to learn."""
+    unsure = "; the head is unsure, so more --epochs may well give a better model" if peak == AUTO_HIGHEST else ""
+    return f"peak learning rate {peak:g} (--lr auto){unsure}"
 
 
 def interpolation_line(record: dict[str, Any]) -> str:

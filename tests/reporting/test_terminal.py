@@ -6,6 +6,7 @@ import pytest
 
 from finetune.config.settings import Rate, Training
 from finetune.reporting import terminal
+from finetune.training.schedule import peak_rate
 
 RATES = [Rate(0.1, start=3), Rate(0.1, start=2), Rate(1.0)]  # further depths start in the third epoch and the fourth
 RESULT = {
@@ -69,6 +70,12 @@ def test_the_ending_claims_no_best_score_for_weights_between_two(mixed, settings
         terminal.ending(result, Path("runs/mine"), Training(**settings)).splitlines()[1]
         == f"{best}, after 12 s in all."
     )
+
+
+def test_the_rate_s_line_advises_more_epochs_where_the_head_is_unsure():
+    rates = [peak_rate("auto", [{"fold_loss": loss}]) for loss in (0.1, 1.6, 1.7, 3.0)]
+    assert [("more --epochs" in terminal.rate_line(rate)) for rate in rates] == [False, False, True, True]
+    assert terminal.rate_line(rates[0]) == "peak learning rate 0.0002 (--lr auto)"
 
 
 @pytest.mark.parametrize(
