@@ -21,7 +21,7 @@ def cells(records: list[dict], order: dict[str, list[str]]) -> list[dict]:
     def place(key: tuple) -> tuple:
         ranks = [order[kind].index(name) if name in order[kind] else len(order[kind])
                  for kind, name in (("sets", key[0]), ("methods", key[3]))]  # fmt: skip
-        return ranks[0], key[1], -key[2], ranks[1], key[3]
+        return ranks[0], key[0], key[1], -key[2], ranks[1], key[3]
 
     groups: dict[tuple, list[dict]] = {}
     for record in records:

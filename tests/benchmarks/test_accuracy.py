@@ -106,12 +106,17 @@ def test_the_table_is_whole_after_the_first_seed(weights, tmp_path):
 
 
 def test_sets_of_ones_own_stand_beside_ours(bench, tmp_path):
-    own = tmp_path / "birds.csv"
-    own.write_text("path,label,split\na.png,a,train\nb.png,a,val\nc.png,a,test\n")
-    flags = ("--sizes", "128", "--seeds", "1", "--methods", "ours:finetune", "--csv", own)
-    assert [job.set for job in bench(*flags)] == ["birds"]
-    assert [job.set for job in bench(*flags, "--sets", "ants_bees")] == ["ants_bees"], "birds are known"
-    assert "| birds | ours:finetune |" in (tmp_path / "out" / "accuracy.md").read_text()
+    own = [tmp_path / "fish.csv", tmp_path / "birds.csv"]
+    for file in own:
+        file.write_text("path,label,split\na.png,a,train\nb.png,a,val\nc.png,a,test\n")
+    flags = ("--sizes", "128", "--seeds", "1", "--methods", "ours:finetune", "ours:best", "--csv", *own)
+    assert [job.set for job in bench(*flags)] == ["fish", "fish", "birds", "birds"]
+    ours = bench(*flags, "--sets", "ants_bees")
+    assert [job.set for job in ours] == ["ants_bees"] * 2, "the others are known"
+    lines = (tmp_path / "out" / "accuracy.md").read_text().splitlines()
+    rows = [line.split(" | ")[:2] for line in lines if line.startswith(("| ants_bees", "| birds", "| fish"))]
+    methods = ("ours:finetune", "ours:best")
+    assert rows == [[f"| {name}", method] for name in ("ants_bees", "birds", "fish") for method in methods]
 
 
 @pytest.mark.parametrize(
