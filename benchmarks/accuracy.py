@@ -189,9 +189,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     given = parser.parse_args(arguments)
     folders = {None: Path(), "hymenoptera": given.hymenoptera, "caltech": given.caltech}
     wants = {name: needs for name, (needs, _) in image_sets.SETS.items()}
+    for file in given.csv:
+        image_sets.check(file.stem, file)
+    names = [file.stem for file in given.csv]
+    if twice := [name for name in names if names.count(name) > 1]:
+        parser.error(f"--csv: two files are named {twice[0]}; rename one")
     given.csv = {file.stem: file.resolve() for file in given.csv}
-    for name, file in given.csv.items():
-        image_sets.check(name, file)
     if given.sets is None:
         given.sets = [name for name, needs in wants.items() if folders[needs]] if not given.csv else []
     if lacking := [name for name in given.sets if not folders[wants[name]]]:

@@ -156,6 +156,7 @@ def check(name: str, file: Path) -> None:
     if not file.is_file():
         raise UserError(f"there is no file {file}.")
     with file.open(newline="", encoding="utf-8") as lines:
-        splits = {row.get("split") for row in csv.DictReader(lines)}
-    if splits != {"train", "val", "test"}:
-        raise UserError(f"{file} needs a column split with train, val and test.")
+        rows = csv.DictReader(lines)
+        splits, columns = {row.get("split") for row in rows}, set(rows.fieldnames or ())
+    if not columns >= {"path", "label"} or splits != {"train", "val", "test"}:
+        raise UserError(f"{file} needs the columns path, label and split, with train, val and test in the last.")

@@ -26,15 +26,19 @@ def typical_side(split: Split) -> float:
 
 def smallest(images: Images, split: Split, preprocess: Preprocess) -> float:
     """The area of the smallest random crop, as a fraction of the image."""
-    if images.crop_scale != "auto":
-        return images.crop_scale
-    return MILD if preprocess.crop >= ENLARGED * typical_side(split) else USUAL
+    return _by_size(typical_side(split), preprocess) if images.crop_scale == "auto" else images.crop_scale
 
 
 def describe(images: Images, split: Split, preprocess: Preprocess) -> str:
     """For the plan."""
-    words = f"{100 * smallest(images, split, preprocess):g} % of an image's area or more"
     if images.crop_scale != "auto":
-        return words
-    sides = f"images have {typical_side(split):g} pixels at the shorter side, the input {preprocess.crop}"
-    return f"{words} (--crop-scale auto): {sides}"
+        return f"{100 * images.crop_scale:g} % of an image's area or more"
+    side = typical_side(split)
+    return (
+        f"{100 * _by_size(side, preprocess):g} % of an image's area or more (--crop-scale auto): "
+        f"images have {side:g} pixels at the shorter side, the input {preprocess.crop}"
+    )
+
+
+def _by_size(side: float, preprocess: Preprocess) -> float:
+    return MILD if preprocess.crop >= ENLARGED * side else USUAL

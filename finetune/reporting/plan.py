@@ -113,7 +113,6 @@ def make(
     epochs = 0 if caching.head and network.trains_head_alone() else training.epochs
     table = rows(network, training, solved=caching.head is not None)
     trained = sum(row.parameters for row in table if row.is_trained(epochs))
-    cropped = crops.describe(recipe.images, imageset.splits["train"], network.preprocess)
     facts = {
         "images": ", ".join(f"{count} {name}" for name, count in counts.items())
         + (f"; fold {recipe.images.fold or 1} of {recipe.images.folds}, whose images are the test split" * in_folds)
@@ -127,7 +126,7 @@ def make(
         if caching.head
         else f"trained by gradient steps alone: {caching.why_no_solver}",
         **(_steps(training, steps, caching.head is not None) if epochs else {}),
-        **({"random crops": cropped} if epochs and recipe.images.augment != "none" else {}),
+        **(_crops(recipe, imageset, network) if epochs and recipe.images.augment != "none" else {}),
         **({"time": _time(estimate, training, epochs)} if estimate else {}),
         "arithmetic": _arithmetic(caching, network, counts),
         "precision": f"{precision}, {'channels-last' if recipe.run.channels_last else 'channels-first'}",
@@ -195,6 +194,10 @@ def _steps(training: Training, steps: int, solved: bool) -> dict[str, str]:
         + (f"gradients clipped at {training.clip_norm:g}" if training.clip_norm else "no clipping")
         + (_unsure_rate() if training.lr == "auto" and solved and not training.l2 else ""),
     }
+
+
+def _crops(recipe: Recipe, imageset: ImageSet, network: Network) -> dict[str, str]:
+    return {"random crops": crops.describe(recipe.images, imageset.splits["train"], network.preprocess)}
 
 
 def _unsure_rate() -> str:

@@ -124,8 +124,9 @@ def test_sets_of_ones_own_stand_beside_ours(bench, tmp_path):
     [
         ("starter.csv", "path,label,split\n", "has the name of another set"),
         ("birds.csv", None, "there is no file"),
-        ("birds.csv", "path,label\na.png,a\n", "needs a column split with train, val and test"),
-        ("birds.csv", "path,label,split\na.png,a,train\n", "needs a column split with train, val and test"),
+        ("birds.csv", "path,label\na.png,a\n", "needs the columns path, label and split"),
+        ("birds.csv", "file,label,split\na,a,train\nb,a,val\nc,a,test\n", "needs the columns path, label and split"),
+        ("birds.csv", "path,label,split\na.png,a,train\n", "needs the columns path, label and split"),
     ],
 )
 def test_a_set_that_no_method_could_read_is_refused(name, content, message, bench, tmp_path, capsys):
@@ -133,6 +134,16 @@ def test_a_set_that_no_method_could_read_is_refused(name, content, message, benc
         (tmp_path / name).write_text(content)
     assert bench("--csv", tmp_path / name, "--methods", "ours:finetune", code=2) == []
     assert message in capsys.readouterr().err
+
+
+def test_two_sets_of_one_name_are_refused(bench, tmp_path, capsys):
+    files = [tmp_path / folder / "birds.csv" for folder in ("one", "two")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text("path,label,split\na.png,a,train\nb.png,a,val\nc.png,a,test\n")
+    with pytest.raises(SystemExit, match="2"):
+        bench("--csv", *files, "--methods", "ours:finetune")
+    assert "two files are named birds" in capsys.readouterr().err
 
 
 def test_a_failed_run_is_told_and_tried_again(bench, capsys):
