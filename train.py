@@ -129,7 +129,7 @@ def main(arguments: list[str]) -> int:
             checkpoints.save(state, optional=True)
 
         # ---- loop ----------------------------------------------------------------------------------------------------
-        peak = schedule.peak_rate(training.lr, state.history)
+        peak = schedule.peak_rate(training.lr, state.history, net.is_normalised())
         if training.lr == "auto" and epochs:
             console.print(terminal.rate_line(peak))
         for epoch in range(state.epoch, epochs):

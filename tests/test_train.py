@@ -135,21 +135,29 @@ def test_losses_are_the_pinned_ones(train, tmp_path, recipe):
 
 def test_the_rate_of_finetune_follows_the_held_out_loss_of_its_head(train, tmp_path, capsys):
     random = np.random.default_rng(0)
-    noise, labels = random.random((24, 32, 32, 3), dtype=np.float32), np.arange(24) % 2
-    sure = noise * 0.1 + labels[:, None, None, None] * np.float32(0.8)
-    rates = []
-    for name, x in (("unsure", noise), ("sure", sure)):
-        np.savez(path := tmp_path / f"{name}.npz", x_train=x, y_train=labels, x_test=x[:6], y_test=labels[:6])
+    noise, labels = random.random((24, 32, 32, 3), dtype=np.float32), np.arange(24)
+    sure = noise * 0.1 + labels[:, None, None, None] % 2 * np.float32(0.8)
+    torch.manual_seed(0)
+    torch.save(torchvision.models.squeezenet1_1().state_dict(), tmp_path / "squeezenet.pth")
+    unnormalised = ["--model", "squeezenet1_1", "--weights", str(tmp_path / "squeezenet.pth")]
+    seen = 0
+    for x, classes, net, least, most, per_nat in (
+        (noise, 2, ["--weights", "starter"], 0.4, 1.6, 6e-4),
+        (sure, 2, ["--weights", "starter"], 0.0, 0.3, None),  # the lowest rate
+        (noise, 4, unnormalised, 0.7, 3.3, 3e-4),
+    ):
+        y = labels % classes
+        np.savez(path := tmp_path / "data.npz", x_train=x, y_train=y, x_test=x[:8], y_test=y[:8])
         flags = ["--recipe", "finetune", "--epochs", "1", "--warmup", "0", "--schedule", "constant"]
-        code, output = train(*flags, "--solver", "auto", "--weights", "starter", data=path)
+        code, output = train(*flags, "--solver", "auto", *net, data=path)
         assert code == 0
         head, epoch = metrics(output)
-        rates.append(epoch["lr"]["head"])
-        assert head["fold_loss"] > 0.4 if name == "unsure" else head["fold_loss"] < 0.3
-        expected = 6e-4 * head["fold_loss"] if name == "unsure" else 2e-4
-        assert rates[-1] == pytest.approx(expected)
-        assert f"peak learning rate {rates[-1]:g} (--lr auto)" in capsys.readouterr().out
-    assert len(rates) == 2
+        assert least < head["fold_loss"] < most
+        rate = epoch["lr"]["head"]
+        assert rate == pytest.approx(per_nat * head["fold_loss"] if per_nat else 2e-4)
+        assert f"peak learning rate {rate:g} (--lr auto)" in capsys.readouterr().out
+        seen += 1
+    assert seen == 3
 
 
 def test_a_test_split_is_scored_with_the_best_weights(train, tmp_path):

@@ -166,7 +166,8 @@ class Training:
     """sgd has momentum."""
     lr: Annotated[float, Bounds(above=0, at_most=1000)] | Literal["auto"] = 1e-3
     """Peak learning rate of the head. Each depth's is this times the recipe's lr_scale. auto: 6e-4 times the solved
-    head's loss on held-out training images, at least 2e-4 and at most 1e-3; 2e-4 where nothing was held out."""
+    head's loss on held-out training images (3e-4 times where the network has no normalisation layers), at least 2e-4
+    and at most 1e-3; 2e-4 where nothing was held out."""
     momentum: Fraction = 0.9
     """Momentum of sgd."""
     weight_decay: Annotated[float, Bounds(at_least=0, at_most=1000)] = 0.0

@@ -17,6 +17,7 @@ from finetune.models import gradient_checkpointing, surgery
 from finetune.models.architectures import Family, Preprocess, find, parameter_depths
 
 BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+NORMALISATION = (*BATCHNORM, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 MANY_IMAGES, LARGE_BATCH = 20_000, 32  # from which on BatchNorm takes statistics of its own, by `--batchnorm auto`
 
 
@@ -88,6 +89,10 @@ class Network:
     def phase_starts(self, epochs: int) -> list[int]:
         """The first epoch of each phase in a run of so many epochs: 0, and wherever a depth starts to be trained."""
         return sorted({0} | {rate.start for rate in self.rates if rate and rate.start < epochs})
+
+    def is_normalised(self) -> bool:
+        """Whether there are normalisation layers, of any kind."""
+        return any(isinstance(module, NORMALISATION) for module in self.model.modules())
 
     def has_batchnorm(self, depth: int) -> bool:
         """Whether there is a BatchNorm at a depth."""

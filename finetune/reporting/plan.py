@@ -125,7 +125,7 @@ def make(
         "head": head.describe(recipe, counts["train"], caching.head.split)
         if caching.head
         else f"trained by gradient steps alone: {caching.why_no_solver}",
-        **(_steps(training, steps, caching.head is not None) if epochs else {}),
+        **(_steps(training, steps, network, caching.head is not None) if epochs else {}),
         **(_crops(recipe, imageset, network) if epochs and recipe.images.augment != "none" else {}),
         **({"time": _time(estimate, training, epochs)} if estimate else {}),
         "arithmetic": _arithmetic(caching, network, counts),
@@ -184,7 +184,7 @@ def rows(network: Network, training: Training, solved: bool) -> list[Row]:
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
-def _steps(training: Training, steps: int, solved: bool) -> dict[str, str]:
+def _steps(training: Training, steps: int, network: Network, solved: bool) -> dict[str, str]:
     return {
         "steps": f"{training.epochs} epochs × {steps} = {training.epochs * steps}, each of {training.batch_size} images"
         + (f" in {training.accumulate} micro-batches" if training.loaded_micro_batches > 1 else "")
@@ -192,7 +192,7 @@ def _steps(training: Training, steps: int, solved: bool) -> dict[str, str]:
         "optimizer": f"{training.optimizer}, {training.schedule} schedule, "
         + (f"{training.warmup:.0%} warm-up, " if training.warmup else "no warm-up, ")
         + (f"gradients clipped at {training.clip_norm:g}" if training.clip_norm else "no clipping")
-        + (_unsure_rate() if training.lr == "auto" and solved and not training.l2 else ""),
+        + (_unsure_rate(network) if training.lr == "auto" and solved and not training.l2 else ""),
     }
 
 
@@ -200,8 +200,9 @@ def _crops(recipe: Recipe, imageset: ImageSet, network: Network) -> dict[str, st
     return {"random crops": crops.describe(recipe.images, imageset.splits["train"], network.preprocess)}
 
 
-def _unsure_rate() -> str:
-    factor, loss = schedule.AUTO_HIGHEST / schedule.AUTO_LOWEST, schedule.AUTO_LOWEST / schedule.AUTO_PER_NAT
+def _unsure_rate(network: Network) -> str:
+    factor = schedule.AUTO_HIGHEST / schedule.AUTO_LOWEST
+    loss = schedule.AUTO_LOWEST / schedule.rate_per_nat(network.is_normalised())
     return f"; up to {factor:g} times the rates above if the solved head's held-out loss is above {loss:.2g}"
 
 

@@ -10,19 +10,24 @@ from finetune.config.settings import Training
 from finetune.training.state import score
 
 ONE_CYCLE_RISE, ONE_CYCLE_START = 0.3, 1 / 25  # torch's defaults
-AUTO_PER_NAT, AUTO_LOWEST, AUTO_HIGHEST = 6e-4, 2e-4, 1e-3  # for each nat of the head's held-out loss, and its bounds
+AUTO_LOWEST, AUTO_HIGHEST = 2e-4, 1e-3  # bounds of `--lr auto`
 
 
-def peak_rate(lr: float | Literal["auto"], history: Sequence[dict[str, Any]] = ()) -> float:
+def rate_per_nat(normalised: bool) -> float:
+    """`--lr auto` for each nat of the head's held-out loss. `normalised`: whether the network has such layers."""
+    return 6e-4 if normalised else 3e-4
+
+
+def peak_rate(lr: float | Literal["auto"], history: Sequence[dict[str, Any]] = (), normalised: bool = True) -> float:
     """The peak learning rate that `--lr` means, given metrics.jsonl's records.
 
     `auto` asks the first one, which is the solved head's where one is solved: where a head is sure, its features have
-    little to gain from a high rate, and much to lose.
+    little to gain from a high rate, and much to lose. A network without normalisation layers loses them sooner.
     """
     if lr != "auto":
         return lr
     loss = history[0].get("fold_loss", 0.0) if history else 0.0
-    return min(max(AUTO_PER_NAT * loss, AUTO_LOWEST), AUTO_HIGHEST)
+    return min(max(rate_per_nat(normalised) * loss, AUTO_LOWEST), AUTO_HIGHEST)
 
 
 def make_schedule(training: Training, steps_per_epoch: int) -> Callable[..., float]:

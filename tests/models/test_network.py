@@ -90,6 +90,16 @@ def test_batchnorm_is_trained_if_it_lies_at_a_depth_that_ever_is():
 
 
 # ---- --batchnorm -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("model", "normalised"),
+    [("alexnet", False), ("vgg11", False), ("squeezenet1_0", False)]
+    + [(name, True) for name in ("vgg11_bn", "mobilenet_v2", "convnext_tiny", "vit_b_16", "swin_t")],
+)
+def test_a_network_knows_whether_it_has_normalisation_layers(model, normalised):
+    size = 224 if model == "vit_b_16" else 64
+    assert empty([None, Rate(1.0)], model=model, image_size=size).is_normalised() == normalised
+
+
 def test_a_kept_batchnorm_is_in_evaluation_mode_and_its_weights_are_trained():
     net = empty([None] * 3 + [Rate(0.1, start=1), Rate(0.1), Rate(1.0)], head="concat_pool", hidden=(8,))
     net.keep_batchnorm = True

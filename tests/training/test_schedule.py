@@ -19,19 +19,21 @@ def records(losses):
 
 
 @pytest.mark.parametrize(
-    ("lr", "first", "expected"),
+    ("lr", "first", "normalised", "expected"),
     [
-        ("auto", {"fold_loss": 0.1}, 2e-4),
-        ("auto", {"fold_loss": 0.75}, 4.5e-4),
-        ("auto", {"fold_loss": 3.0}, 1e-3),
-        ("auto", {}, 2e-4),  # an epoch's record: no head was solved
-        ("auto", None, 2e-4),
-        (3e-3, {"fold_loss": 0.75}, 3e-3),
+        ("auto", {"fold_loss": 0.1}, True, 2e-4),
+        ("auto", {"fold_loss": 0.75}, True, 4.5e-4),
+        ("auto", {"fold_loss": 3.0}, True, 1e-3),
+        ("auto", {"fold_loss": 1.0}, False, 3e-4),
+        ("auto", {"fold_loss": 4.0}, False, 1e-3),
+        ("auto", {}, True, 2e-4),  # an epoch's record: no head was solved
+        ("auto", None, True, 2e-4),
+        (3e-3, {"fold_loss": 0.75}, True, 3e-3),
     ],
 )
-def test_the_peak_rate_follows_the_held_out_loss_of_the_solved_head(lr, first, expected):
+def test_the_peak_rate_follows_the_held_out_loss_of_the_solved_head(lr, first, normalised, expected):
     history = [] if first is None else [first, {"fold_loss": 9.0}]
-    assert peak_rate(lr, history) == pytest.approx(expected)
+    assert peak_rate(lr, history, normalised) == pytest.approx(expected)
 
 
 def test_step_equals_torchs_step_lr():
