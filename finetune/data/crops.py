@@ -1,7 +1,7 @@
 """The smallest random crop in training: `--crop-scale`, whose `auto` follows the images' own size.
 
 A crop of a small image has few pixels. On images of 8 to 64 pixels mild crops gave more accurate models on average, on
-larger ones less accurate ones (docs/recipes.md, "The crop").
+larger ones less accurate ones (docs/defaults.md, "The crop").
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Source: the Flowers-102 write-up with DenseNet-161: concatenated pooling, BatchN
 rotation by 25 degrees and colour jitter; layers unfrozen selectively, here after the head's first epochs.
 
 Measured: best validation accuracy, mean ± standard deviation: 0.985 ± 0.000 on the starter set (seeds 0 and 1), 0.950 ±
-0.010 on ants and bees with squeezenet1_0 (seeds 0 to 4). docs/recipes.md has it by `--views`. Not measured on
+0.010 on ants and bees with squeezenet1_0 (seeds 0 to 4). docs/defaults.md has it by `--views`. Not measured on
 Flowers-102.
 """
 

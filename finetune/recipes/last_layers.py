@@ -5,7 +5,7 @@
 Source: "train the last few layers" in the grey-image write-up, which finds that fewer layers generalise better.
 
 Measured: best validation accuracy, mean ± standard deviation over seeds 0 and 1: 0.982 ± 0.004 on the starter set,
-0.941 ± 0.000 on ants and bees with squeezenet1_0. docs/recipes.md has it by `--views`.
+0.941 ± 0.000 on ants and bees with squeezenet1_0. docs/defaults.md has it by `--views`.
 """
 
 from finetune.config.settings import Images, Rate, Recipe, Training

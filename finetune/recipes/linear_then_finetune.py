@@ -7,7 +7,7 @@ training set. Source: Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Fea
 Out-of-Distribution".
 
 Measured: best validation accuracy, mean ± standard deviation: 0.980 ± 0.000 on the starter set (seeds 0 and 1); by an
-earlier version, 0.939 ± 0.007 on ants and bees with squeezenet1_0 (seeds 0 to 4). docs/recipes.md has it by `--views`.
+earlier version, 0.939 ± 0.007 on ants and bees with squeezenet1_0 (seeds 0 to 4). docs/defaults.md has it by `--views`.
 """
 
 from finetune.config.settings import Images, Rate, Recipe, Training
