@@ -89,7 +89,6 @@ def test_batchnorm_is_trained_if_it_lies_at_a_depth_that_ever_is():
     assert [empty(head).has_batchnorm(depth) for depth in range(6)] == [True] * 5 + [False]
 
 
-# ---- --batchnorm -----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("model", "normalised"),
     [("alexnet", False), ("vgg11", False), ("squeezenet1_0", False)]
@@ -100,6 +99,7 @@ def test_a_network_knows_whether_it_has_normalisation_layers(model, normalised):
     assert empty([None, Rate(1.0)], model=model, image_size=size).is_normalised() == normalised
 
 
+# ---- --batchnorm -----------------------------------------------------------------------------------------------------
 def test_a_kept_batchnorm_is_in_evaluation_mode_and_its_weights_are_trained():
     net = empty([None] * 3 + [Rate(0.1, start=1), Rate(0.1), Rate(1.0)], head="concat_pool", hidden=(8,))
     net.keep_batchnorm = True
