@@ -7,7 +7,9 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 from functools import partial
+from types import TracebackType
 from typing import NamedTuple
 
 import torch
@@ -101,7 +103,7 @@ def make_loaders(
             num_workers=workers,
             pin_memory=accelerator.device.type == "cuda",
             persistent_workers=workers > 0,
-            worker_init_fn=partial(_outlive_signals, ending),
+            worker_init_fn=partial(_init_worker, ending),
             collate_fn=_collate if mix is None else _collate_mixed,
             generator=torch.Generator(),  # else iterators draw from the global one, which changes dropout
         )
@@ -128,8 +130,8 @@ def fixed_views(loader: DataLoader, preprocess: Preprocess, hflip: bool, vflip: 
     return found
 
 
-def _outlive_signals(ending: ctypes.c_byte, worker: int) -> None:
-    """Let a worker ignore the signals that its process group gets: the training process must save first.
+def _init_worker(ending: ctypes.c_byte, worker: int) -> None:
+    """Set a worker up: it ignores the signals of its process group, since the training process must save first.
 
     At the training process's exit, multiprocessing sends each worker a SIGTERM and waits for it. By then `ending` is
     set, and the worker exits normally: torch raises an error in the training process for a worker killed by a signal.
@@ -138,6 +140,17 @@ def _outlive_signals(ending: ctypes.c_byte, worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     # os._exit: the exit handlers were forked with the worker and are the training process's.
     signal.signal(signal.SIGTERM, lambda *_: ending.value and os._exit(0))
+    sys.excepthook = _print_unless_disconnected
+
+
+def _print_unless_disconnected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an uncaught error of a worker, unless the training process broke off while it received a batch.
+
+    It breaks off where torch's signal handler raises the error for another worker that was killed. That error is
+    reported; multiprocessing's thread, which hands the batch over, would add its traceback.
+    """
+    if not isinstance(error, EOFError | ConnectionError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _collate(samples: list[Sample]) -> Batch:

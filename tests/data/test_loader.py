@@ -12,7 +12,7 @@ from support import SIGNALS
 
 from finetune.config.settings import Images, Recipe, Run, Training
 from finetune.data import readers
-from finetune.data.loader import _outlive_signals, make_loaders
+from finetune.data.loader import _init_worker, make_loaders
 from finetune.errors import UserError
 from finetune.models.architectures import Preprocess
 
@@ -116,7 +116,7 @@ def test_a_worker_outlives_signals_until_the_run_ends():
     ending, here = fork.RawValue("b"), fork.Event()
 
     def work():
-        _outlive_signals(ending, 0)
+        _init_worker(ending, 0)
         while True:
             here.set()
             time.sleep(0.01)

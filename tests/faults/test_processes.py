@@ -1,5 +1,6 @@
 """Processes that are killed, stopped or starved, a clock that jumps, a terminal that closes: one message, no loss."""
 
+import multiprocessing.connection
 import os
 import pty
 import resource
@@ -25,6 +26,26 @@ def test_a_killed_worker_ends_the_run_with_one_message(start):
     assert run.wait(30) == [2], run.said
     assert "worker" in error_of(run)
     assert "lower --workers" in error_of(run)
+    assert_resumes(start, run, *LONG)
+
+
+def test_a_worker_killed_while_another_hands_over_a_batch_ends_the_run_with_one_message(start):
+    """torch's signal handler raises its error in whatever the training process does at that moment."""
+
+    def break_a_handover(rank: int) -> None:
+        answer, calls = multiprocessing.connection.answer_challenge, []
+
+        def broken(connection, key):
+            calls.append(1)
+            if len(calls) == 20:
+                raise RuntimeError("DataLoader worker (pid 1234) is killed by signal: Killed. ")
+            return answer(connection, key)
+
+        multiprocessing.connection.answer_challenge = broken
+
+    run = start("run", *LONG, "--workers", "1", prepare=break_a_handover)
+    assert run.wait(30) == [2], run.said
+    assert "pid 1234" in error_of(run)
     assert_resumes(start, run, *LONG)
 
 
