@@ -63,7 +63,7 @@ def settings(recipe: Recipe) -> dict[str, Any]:
         del flat[action]
     for name in PATHS:
         if flat[name] and flat[name] not in starter.PARTS:
-            with suppress(UserError):  # ~ of a user without a home folder, where nothing is
+            with suppress(UserError, PermissionError):  # a user without a home folder, or with a closed one
                 path = files.expanded(flat[name])
                 flat[name] = path.absolute() if path.exists() else flat[name]
     flat = {name: str(value) if isinstance(value, Path) else value for name, value in flat.items()}
