@@ -16,10 +16,12 @@ from finetune.config.settings import Recipe
 from finetune.errors import UserError
 from finetune.models.network import Network
 from finetune.runtime import devices
+from finetune.training import head_solver
 from finetune.training.interpolation import ALPHAS
 from finetune.training.state import State
 
 IMAGES = 8  # that are timed, at most
+ROWS = 2048  # of the solver's features that are timed, at most
 CALLS, ENOUGH = 3, 10.0  # calls that are timed, and seconds after which no further call is
 MARGIN = 0.15  # of a budget, for what is not timed: the optimizer, checkpoints, pictures
 
@@ -39,7 +41,7 @@ class Estimate:
 def measure(
     recipe: Recipe, network: Network, loaders: dict[str, DataLoader], accelerator: Accelerator, views: int
 ) -> Estimate:
-    """Time reading, a forward pass and a training step on a few images. Collective.
+    """Time reading, a forward pass, a training step and a step of the head's solver on a few images. Collective.
 
     The head is solved on so many `views` of each image; 0 where it is not solved. The network stays as it is; one on
     the meta device is timed with random weights. What the caches save is not counted.
@@ -80,11 +82,29 @@ def measure(
     counts = {name: len(loader.dataset) for name, loader in loaders.items()}
     val = seconds(counts["val"], evaluate)
     mixtures = len(ALPHAS) if recipe.training.interpolate and views else 0
+    head = 0.0
+    if views:
+        solving = _solving(recipe.training.l2, network, counts["train"], views, device)
+        head = seconds(counts["train"] * views, evaluate) + val + solving
     return Estimate(
-        head=seconds(counts["train"] * views, evaluate) + val if views else 0.0,
+        head=head,
         epoch=seconds(counts["train"], train) + val,
         end=seconds(counts.get("test", 0), evaluate) + val * mixtures,
     )
+
+
+def _solving(l2: float | None, network: Network, images: int, views: int, device: torch.device) -> float:
+    """Seconds that the head's solver takes for so many views of each image, about: it runs on one process."""
+    classes, features = network.head.weight.shape[:2]
+    heads = 1 if l2 else head_solver.fold_count(images) + 1
+    x = torch.rand(min(ROWS, views * images), features, device=device)
+    weights = torch.rand(features, heads * classes, device=device) / features
+
+    def evaluation() -> None:
+        probabilities = (x @ weights).view(len(x), heads, classes).softmax(2)
+        probabilities.flatten(1).T @ x
+
+    return head_solver.EVALUATIONS * views * images / len(x) * _seconds(evaluation, device)
 
 
 def fit(recipe: Recipe, estimate: Estimate, spent: float, before: int | None) -> Recipe:

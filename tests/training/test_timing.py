@@ -8,12 +8,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from support import build_network
+from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.config.settings import Rate, Recipe, Training
 from finetune.data.loader import make_loaders
 from finetune.data.types import Split
 from finetune.errors import UserError
-from finetune.training import timing
+from finetune.training import head_solver, timing
 from finetune.training.timing import MARGIN, Estimate
 
 MINUTE = 60 * (1 - MARGIN)  # seconds of a budget's minute that are given out
@@ -61,7 +62,7 @@ def test_a_budget_too_small_writes_nothing(train, capsys):
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_a_measurement_leaves_the_network_as_it_is(device):
+def test_a_measurement_leaves_the_network_as_it_is(device, monkeypatch):
     network = build_network([None, None, None, None, Rate(1.0), Rate(1.0)])
     network.model.to(device)
     network.set_phase(0)
@@ -74,11 +75,31 @@ def test_a_measurement_leaves_the_network_as_it_is(device):
     assert 0 < found.end < found.head < 60
     assert 0 < found.epoch < 60
     assert timing.measure(recipe, network, loaders, accelerator, views=0).head == 0
+    monkeypatch.setattr(timing, "_solving", lambda *_: 1000.0)
+    assert 1000 < timing.measure(recipe, network, loaders, accelerator, views=2).head < 1060
     after = network.model.state_dict()
     assert device == "meta" or all(torch.equal(after[name], value) for name, value in before.items())
     assert all(value.device.type == device for value in after.values())
     assert [parameter.requires_grad for parameter in network.model.parameters()] == asks
     assert all(parameter.grad is None for parameter in network.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("images", "views", "l2", "heads"), [(500, 1, None, 6), (7000, 2, None, 3), (7000, 4, 0.01, 1)]
+)
+def test_the_solvers_time_is_that_of_its_products(monkeypatch, images, views, l2, heads):
+    network = build_network([None, None, None, None, Rate(1.0), Rate(1.0)])
+    classes, features = network.head.weight.shape
+
+    def seconds(work, device):  # at one floating-point operation a second
+        with FlopCounterMode(display=False) as counter:
+            work()
+        return counter.get_total_flops()
+
+    monkeypatch.setattr(timing, "_seconds", seconds)
+    products = 4 * images * views * features * classes * heads  # logits and gradient
+    found = timing._solving(l2, network, images, views, torch.device("cpu"))
+    assert found == pytest.approx(head_solver.EVALUATIONS * products)
 
 
 @pytest.mark.parametrize(("elapsed", "is_over"), [(50.0, False), (115.0, True)])
