@@ -131,7 +131,7 @@ def fixed_views(loader: DataLoader, preprocess: Preprocess, hflip: bool, vflip: 
 
 
 def _init_worker(ending: ctypes.c_byte, worker: int) -> None:
-    """Set a worker up: it ignores the signals of its process group, since the training process must save first.
+    """Set a worker up: it leaves signals and broken connections to the training process, which must save first.
 
     At the training process's exit, multiprocessing sends each worker a SIGTERM and waits for it. By then `ending` is
     set, and the worker exits normally: torch raises an error in the training process for a worker killed by a signal.
